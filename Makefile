@@ -1,0 +1,47 @@
+# `make run` and `make test` work in a fresh clone: the first one makes .venv from the lock file.
+
+PYTHON ?= python3
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PYTHONUNBUFFERED := 1
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Show this
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+.PHONY: run
+run: .venv/installed ## Run the stale stages of the pipeline, then print its metrics
+	@python -m stages.core.params
+	@dvc repro
+	@python -m stages.core.summary
+
+.PHONY: test
+test: .venv/installed ## Run the tests
+	@pytest
+
+.PHONY: check
+check: .venv/installed ## Lint, check the format and the types
+	ruff check
+	ruff format --check
+	mypy
+
+.PHONY: format
+format: .venv/installed ## Put the code into its format
+	ruff check --fix
+	ruff format
+
+.PHONY: lock
+lock: .venv/installed ## Pin the newest versions that pyproject.toml admits
+	uv pip compile --upgrade --universal --generate-hashes --no-emit-index-url --no-header --quiet \
+		--group dev pyproject.toml --output-file requirements.lock
+
+# uv, itself from the lock file, installs five times as fast as pip, which knows more ways to an index (pip.conf)
+.venv/installed: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; PYTHON=... names one")'
+	@echo "Installing what requirements.lock pins into .venv (about 6 GB)"
+	@$(PYTHON) -m venv .venv
+	@sed -n '/^uv==/,/# via/p' requirements.lock > .venv/uv.txt
+	@.venv/bin/python -m pip install --quiet --require-hashes --requirement .venv/uv.txt
+	@.venv/bin/uv pip sync --require-hashes --compile-bytecode --quiet requirements.lock || \
+		.venv/bin/python -m pip install --no-deps --require-hashes --requirement requirements.lock
+	@touch $@

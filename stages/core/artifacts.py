@@ -1,0 +1,122 @@
+"""Files between two stages: validated when written and when read, and whole or not there at all."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+from pandera.errors import SchemaError, SchemaErrors
+from pandera.polars import DataFrameSchema
+from pandera.tensordict import TensorDictSchema
+from tensordict import TensorDict
+
+from stages.core.errors import UserError
+
+SHOWN = 5  # failing rows named in a message
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside `path` to write a file or folder to; it takes its place in one step if nothing was raised."""
+    partial = path.with_name(f"{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove(partial)
+    try:
+        yield partial
+        remove(path)
+        partial.replace(path)
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def validate(data: Any, schema: DataFrameSchema | TensorDictSchema, path: Path) -> None:
+    """Raise `UserError` with `path`, the column, the rule and the first failing rows of every violation."""
+    tabular = isinstance(schema, DataFrameSchema)
+    try:
+        # tensors in place, for pandera would copy them first
+        schema.validate(data, lazy=True, inplace=not tabular)
+    except SchemaErrors as errors:
+        explain = explain_tables if tabular else explain_tensors
+        raise UserError("\n".join([f"{path} violates its schema:", *explain(errors)])) from None
+
+
+def explain_tables(errors: SchemaErrors) -> list[str]:
+    lines = []
+    cases: pl.DataFrame = errors.failure_cases
+    for (column, check), rows in cases.group_by("column", "check", maintain_order=True):
+        where = f"column '{column}'" if column else "table"
+        found = [
+            f"row {row['index']}: {row['failure_case']}" if row["index"] is not None else str(row["failure_case"])
+            for row in rows.head(SHOWN).iter_rows(named=True)
+        ]
+        lines.append(f"  {where}: {check} ({len(rows)} failing; {', '.join(found)})")
+    return lines
+
+
+def explain_tensors(errors: SchemaErrors) -> list[str]:
+    lines = []
+    for error in errors.schema_errors:
+        assert isinstance(error, SchemaError)
+        cases = error.failure_cases
+        if isinstance(cases, dict) and "index" in cases:
+            rows = cases["index"][:SHOWN]
+            # an image does not fit into a message; its row finds it
+            values = [str(value) for value in cases["failure_case"][:SHOWN]]
+            found = f", found {', '.join(values)}" if all(len(value) < 20 for value in values) else ""
+            rule = getattr(error.check, "error", None) or error.check
+            lines.append(f"  column '{error.column_name}': {rule} (failing rows {', '.join(map(str, rows))}{found})")
+        else:
+            lines.append(f"  {error}")
+    return lines
+
+
+def write_tensors(data: TensorDict, path: Path, schema: TensorDictSchema) -> None:
+    """Save as a folder of memory maps."""
+    validate(data, schema, path)
+    with replacing(path) as partial:
+        data.memmap(str(partial))
+
+
+def read_tensors(path: Path, schema: TensorDictSchema) -> TensorDict:
+    """Memory-mapped: pages are read when they are touched."""
+    try:
+        data = TensorDict.load_memmap(str(path))
+    except (ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    validate(data, schema, path)
+    assert isinstance(data, TensorDict)
+    return data
+
+
+def write_table(table: pl.DataFrame, path: Path, schema: DataFrameSchema) -> None:
+    """Save as CSV or Parquet, by the suffix of `path`."""
+    validate(table, schema, path)
+    with replacing(path) as partial:
+        if path.suffix == ".csv":
+            table.write_csv(partial)
+        else:
+            table.write_parquet(partial)
+
+
+def read_table(path: Path, schema: DataFrameSchema) -> pl.DataFrame:
+    try:
+        table = pl.read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    validate(table, schema, path)
+    return table
+
+
+def write_json(values: dict[str, Any], path: Path) -> None:
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")

@@ -1,0 +1,53 @@
+"""The trained model as one file that rebuilds itself: the weights, and everything needed to use them."""
+
+import pickle
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from stages.core.artifacts import replacing
+from stages.core.errors import UserError
+from stages.core.models import build_model
+from stages.core.params import Recipe, Section, Sha256
+
+
+class Manifest(Section):
+    """What a model is, beside its weights."""
+
+    format: Literal[1]
+    recipe: str
+    settings: Recipe
+    dataset: str
+    classes: list[str]
+    image_shape: tuple[int, int, int]  # C, H, W
+    mean: float  # pixel x in 0..255 enters as (x / 255 - mean) / std
+    std: float
+    data_sha256: Sha256  # of the training and validation tensors
+    epoch: int  # the epoch that did best on the validation split
+
+
+def build(manifest: Manifest) -> nn.Sequential:
+    return build_model(manifest.settings.model, manifest.image_shape, len(manifest.classes))
+
+
+def save_checkpoint(path: Path, manifest: Manifest, weights: dict[str, Tensor]) -> None:
+    with replacing(path) as partial, partial.open("wb") as file:
+        torch.save({"manifest": manifest.model_dump(), "weights": weights}, file)
+
+
+def load_checkpoint(path: Path) -> tuple[nn.Sequential, Manifest]:
+    """The model in evaluation mode on the CPU, and its manifest; `UserError` where the file is not what was saved."""
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        manifest = Manifest.model_validate(content["manifest"])
+        model = build(manifest)
+        model.load_state_dict(content["weights"])
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValidationError) as error:
+        raise UserError(f"{path} is no checkpoint of this pipeline: {error}") from error
+    for name, weight in model.state_dict().items():
+        if not weight.isfinite().all():
+            raise UserError(f"{path}: weight '{name}' holds values that are not finite")
+    return model.eval(), manifest

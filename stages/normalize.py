@@ -1,0 +1,109 @@
+"""Turn IDX files into normalized tensors, split for training, validation and test.
+
+Reads artifacts/raw/DATASET/.
+Writes artifacts/normalized/: a TensorDict of memory maps per split and summary.parquet, one row per image;
+artifacts/metrics/normalize.json: images per split and exact duplicates.
+Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, or a class is too rare or frequent.
+"""
+
+import hashlib
+from pathlib import Path
+
+import polars as pl
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from stages.core import schemas
+from stages.core.artifacts import replacing, validate, write_json, write_table, write_tensors
+from stages.core.datasets import RAW, normalize_pixels, read_raw
+from stages.core.errors import UserError, reported
+from stages.core.params import load_params
+
+NORMALIZED = Path("artifacts/normalized")
+METRICS = Path("artifacts/metrics/normalize.json")
+
+
+def stratified_split(labels_N: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Ascending indices of the kept and of the `held_out`, each class held out in proportion (largest remainder)."""
+    if not 0 < held_out < len(labels_N):
+        raise UserError(
+            f"params.yaml: normalize.validation: found {held_out}, the training file has {len(labels_N)} images"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    counts_K = torch.bincount(labels_N.long())
+    exact_K = counts_K.double() * held_out / len(labels_N)
+    take_K = exact_K.long()
+    missing = held_out - int(take_K.sum())
+    take_K[(exact_K - take_K).argsort(descending=True, stable=True)[:missing]] += 1
+    held = []
+    for label, take in enumerate(take_K.tolist()):
+        members = (labels_N == label).nonzero().squeeze(1)
+        held.append(members[torch.randperm(len(members), generator=generator)[:take]])
+    is_held = torch.zeros(len(labels_N), dtype=torch.bool)
+    is_held[torch.cat(held)] = True
+    return (~is_held).nonzero().squeeze(1), is_held.nonzero().squeeze(1)
+
+
+def summarize(split: str, data: TensorDict) -> pl.DataFrame:
+    """One row per raw image: id, split, label, mean and deviation of its pixels (0..255), sha256 of its bytes."""
+    pixels_NP = data["image"].flatten(1)
+    std_N, mean_N = torch.std_mean(pixels_NP.float(), dim=1, correction=0)
+    return pl.DataFrame(
+        {
+            "id": data["id"].numpy(),
+            "split": [split] * len(data),
+            "label": data["label"].long().numpy(),
+            "pixel_mean": mean_N.numpy(),
+            "pixel_std": std_N.numpy(),
+            "sha256": [hashlib.sha256(row).hexdigest() for row in pixels_NP.numpy()],
+        }
+    )
+
+
+def count_classes(summary: pl.DataFrame) -> pl.DataFrame:
+    """Images per split and class, and their share of the split."""
+    counts = summary.group_by("split", "label", maintain_order=True).agg(images=pl.len().cast(pl.Int64))
+    return counts.with_columns(share=pl.col("images") / pl.col("images").sum().over("split"))
+
+
+def count_images(summary: pl.DataFrame) -> dict[str, int]:
+    """Images per split, and of the images how many have an exact copy in the same or in another split."""
+    copies = summary.group_by("sha256").agg(images=pl.len(), splits=pl.col("split").n_unique())
+    sizes = {split: summary.filter(split=split).height for split in schemas.SPLITS}
+    across = int(copies.filter(pl.col("splits") > 1)["images"].sum())
+    within = int(copies.filter((pl.col("splits") == 1) & (pl.col("images") > 1))["images"].sum())
+    return {**sizes, "duplicates_across_splits": across, "duplicates_within_split": within}
+
+
+def main() -> None:
+    params = load_params()
+    knobs, num_classes = params.normalize, len(params.chosen_dataset.classes)
+    folder = RAW / params.dataset
+    train, test = (read_raw(folder, split) for split in ("train", "test"))
+    for data in (train, test):
+        validate(data, schemas.raw(num_classes), folder)
+    # an image's id is its place in the training file, then in the test file
+    train["id"] = torch.arange(len(train))
+    test["id"] = torch.arange(len(train), len(train) + len(test))
+    kept, held = stratified_split(train["label"], knobs.validation, params.seed)
+    splits = {"train": train[kept], "validation": train[held], "test": test}
+
+    summary = pl.concat([summarize(split, data) for split, data in splits.items()])
+    bounds = schemas.class_counts(knobs.class_share.min, knobs.class_share.max)
+    validate(count_classes(summary), bounds, folder)
+    with replacing(NORMALIZED) as partial:
+        write_table(summary, partial / "summary.parquet", schemas.summary(num_classes))
+        for split, data in splits.items():
+            data["image"] = normalize_pixels(data["image"], knobs.mean, knobs.std)
+            data["label"] = data["label"].long()
+            write_tensors(data, partial / split, schemas.normalized(num_classes, knobs.mean, knobs.std))
+    counts = count_images(summary)
+    write_json(counts, METRICS)
+    sizes = ", ".join(f"{counts[split]:,} {split}" for split in splits)
+    print(f"normalize: {sizes}; {counts['duplicates_across_splits']} exact duplicates across splits")
+
+
+if __name__ == "__main__":
+    with reported("normalize"):
+        main()

@@ -1,0 +1,151 @@
+"""Prove that the exported file computes what the evaluated model computes.
+
+Reads artifacts/onnx/model.onnx, artifacts/model/model.pt, the raw test images, their normalized tensors and the
+predictions of the evaluation.
+Writes artifacts/metrics/parity.json.
+Fails, after the report is written, when logits differ by more than `parity.max_abs_diff`, when a label differs that is
+no near-tie, or when PyTorch does not give the evaluation's predictions.
+
+ONNX Runtime gets raw pixels and PyTorch the normalized tensors, so that the normalization in the file is proved too.
+Shape suffixes: N images, C = 1 channel, H x W pixels, K classes.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor, nn
+
+from stages.core import schemas
+from stages.core.artifacts import read_table, read_tensors, validate, write_json
+from stages.core.checkpoint import load_checkpoint
+from stages.core.datasets import RAW, normalize_pixels, read_raw
+from stages.core.errors import UserError, reported
+from stages.core.params import load_params
+
+ONNX = Path("artifacts/onnx/model.onnx")
+MODEL = Path("artifacts/model/model.pt")
+TEST = Path("artifacts/normalized/test")
+PREDICTIONS = Path("artifacts/plots/predictions.csv")
+METRICS = Path("artifacts/metrics/parity.json")
+
+
+class Comparison(NamedTuple):
+    """A runtime's answers against PyTorch's for the same images."""
+
+    max_abs_diff: float  # of the logits
+    different_labels: int  # beyond near-ties
+    near_ties: int
+
+
+def count_labels(labels_N: Tensor, pytorch_NK: Tensor, tolerance: float) -> tuple[int, int]:
+    """How many of `labels_N` are not PyTorch's; apart from them those where its two logits lie within `tolerance`."""
+    best_N, given_N = pytorch_NK.max(1).values, pytorch_NK.gather(1, labels_N.unsqueeze(1)).squeeze(1)
+    differs_N = labels_N != pytorch_NK.argmax(1)
+    near_ties = int((differs_N & (best_N - given_N <= tolerance)).sum())
+    return int(differs_N.sum()) - near_ties, near_ties
+
+
+def compare(onnx_NK: Tensor, pytorch_NK: Tensor, tolerance: float) -> Comparison:
+    """Compare logits float32 [N, K]; one that is not finite counts as the largest difference there is."""
+    diff_NK = (onnx_NK - pytorch_NK).abs().nan_to_num(nan=torch.finfo(torch.float32).max)
+    return Comparison(diff_NK.max().item(), *count_labels(onnx_NK.argmax(1), pytorch_NK, tolerance))
+
+
+def open_session(path: Path) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU."""
+    options = onnxruntime.SessionOptions()
+    # its threads would spin between the runs and slow whatever shares the cores
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions have no common base class
+        raise UserError(f"{path} does not load in ONNX Runtime: {error}") from error
+
+
+def run_onnx(session: onnxruntime.InferenceSession, images_NCHW: Tensor, batch_size: int) -> Tensor:
+    """Logits for raw uint8 pixels."""
+    batches = (batch.numpy() for batch in images_NCHW.split(batch_size))
+    return torch.from_numpy(np.concatenate([session.run(["logits"], {"image": batch})[0] for batch in batches]))
+
+
+def run_pytorch(model: nn.Module, images_NCHW: Tensor, batch_size: int = 256) -> Tensor:
+    """Logits for normalized float32 pixels."""
+    with torch.inference_mode():
+        return torch.cat([model(batch) for batch in images_NCHW.split(batch_size)])
+
+
+def adversarial_images(shape: tuple[int, ...], count: int, seed: int) -> dict[str, Tensor]:
+    """Images uint8 [N, C, H, W] that no camera takes: black, white and random pixels."""
+    noise = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return {
+        "all_0": torch.zeros((1, *shape), dtype=torch.uint8),
+        "all_255": torch.full((1, *shape), 255, dtype=torch.uint8),
+        "noise": noise,
+    }
+
+
+def main() -> None:
+    params = load_params()
+    knobs, folder = params.parity, RAW / params.dataset
+    session = open_session(ONNX)
+    model, manifest = load_checkpoint(MODEL)
+    num_classes = len(manifest.classes)
+    raw = read_raw(folder, "test")
+    validate(raw, schemas.raw(num_classes), folder)
+    test = read_tensors(TEST, schemas.normalized(num_classes, manifest.mean, manifest.std))
+    evaluated = read_table(PREDICTIONS, schemas.predictions(num_classes, len(test)))
+
+    labels_N, pytorch_NK = test["label"], run_pytorch(model, test["image"])
+    compared: dict[str, Comparison] = {}
+    console = Console()
+    for size in track(knobs.batch_sizes, "parity", console=console, transient=True, disable=not console.is_terminal):
+        onnx_NK = run_onnx(session, raw["image"], size)
+        compared[f"batch_{size}"] = compare(onnx_NK, pytorch_NK, knobs.max_abs_diff)
+    on_test = list(compared.values())
+    for name, images in adversarial_images(manifest.image_shape, knobs.noise_images, params.seed).items():
+        expected_NK = run_pytorch(model, normalize_pixels(images, manifest.mean, manifest.std))
+        compared[name] = compare(run_onnx(session, images, len(images)), expected_NK, knobs.max_abs_diff)
+
+    accuracy = {"onnx": onnx_NK.argmax(1) == labels_N, "pytorch": pytorch_NK.argmax(1) == labels_N}
+    evaluated_N = torch.from_numpy(evaluated["prediction"].to_numpy())
+    report = {
+        "max_abs_diff": max(result.max_abs_diff for result in compared.values()),
+        "label_agreement": 1 - max(result.different_labels + result.near_ties for result in on_test) / len(test),
+        "different_labels": sum(result.different_labels for result in compared.values()),
+        "near_ties": sum(result.near_ties for result in compared.values()),
+        "changed_since_evaluation": count_labels(evaluated_N, pytorch_NK, knobs.max_abs_diff)[0],
+        **{f"accuracy_{name}": hits_N.double().mean().item() for name, hits_N in accuracy.items()},
+        "num_images": len(test),
+        "max_abs_diff_by_input": {name: result.max_abs_diff for name, result in compared.items()},
+    }
+    write_json(report, METRICS)
+    judge(report, knobs.max_abs_diff)
+    print(
+        f"parity: ONNX Runtime and PyTorch agree on {len(test):,} images at batch sizes"
+        f" {', '.join(map(str, knobs.batch_sizes))}; largest difference {report['max_abs_diff']:.1e}"
+    )
+
+
+def judge(report: dict[str, Any], tolerance: float) -> None:
+    """Raise `UserError` with every reason why this model must not be shipped."""
+    reasons = []
+    if report["max_abs_diff"] > tolerance:
+        by_input = report["max_abs_diff_by_input"]
+        worst = max(by_input, key=lambda name: float(by_input[name]))
+        reasons.append(f"logits differ by {report['max_abs_diff']:.2e} ({worst}), allowed is {tolerance:.2e}")
+    if report["different_labels"]:
+        reasons.append(f"{report['different_labels']} labels differ")
+    if report["changed_since_evaluation"]:
+        reasons.append(f"{report['changed_since_evaluation']} predictions are not those of {PREDICTIONS}")
+    if reasons:
+        raise UserError(f"{ONNX} does not compute what {MODEL} computes: {'; '.join(reasons)}; see {METRICS}")
+
+
+if __name__ == "__main__":
+    with reported("parity"):
+        main()
