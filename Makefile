@@ -3,6 +3,9 @@
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
+export PREFECT_HOME ?= $(CURDIR)/.prefect
+export PREFECT_SERVER_ANALYTICS_ENABLED ?= false
+export DO_NOT_TRACK ?= 1
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -14,6 +17,14 @@ run: .venv/installed ## Run the stale stages of the pipeline, then print its met
 	@python -m stages.core.params
 	@dvc repro
 	@python -m stages.core.summary
+
+.PHONY: flow
+flow: .venv/installed ## The same as a Prefect flow: independent stages at the same time
+	@python -m flows.pipeline
+
+.PHONY: schedule
+schedule: .venv/installed ## Run it every night: a Prefect server, its deployments and a worker, until ctrl-C
+	@python -m flows.schedule
 
 .PHONY: test
 test: .venv/installed ## Run the tests

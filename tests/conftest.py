@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,10 @@ class Clone:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(PROJECT / name, folder / name)
 
-    def run(self, *command: str, check: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, check: bool = True, env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """Run a command in the clone with this environment's programs first on the path; output as one text."""
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -92,10 +94,17 @@ class Clone:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, "PATH": path, **env},
+            env=self.environment(env or {}),
         )
         assert not check or done.returncode == 0, done.stdout
         return done
+
+    @staticmethod
+    def environment(env: Mapping[str, str]) -> dict[str, str]:
+        """This process's, this interpreter's programs first, without what a test runner's own flow run would set."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        return {**inherited, "PATH": path, **env}
 
     def read_yaml(self, name: str) -> Any:
         return YAML(typ="safe").load(self.folder / name)

@@ -4,10 +4,12 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import torch
 from pandera.errors import SchemaError, SchemaErrors
 from pandera.polars import DataFrameSchema
 from pandera.tensordict import TensorDictSchema
@@ -26,7 +28,8 @@ def replacing(path: Path) -> Iterator[Path]:
     remove(partial)
     try:
         yield partial
-        remove(path)
+        if path.is_dir() or partial.is_dir():
+            remove(path)  # only a file takes a file's place in one step
         partial.replace(path)
     finally:
         remove(partial)
@@ -56,7 +59,8 @@ def explain_tables(errors: SchemaErrors) -> list[str]:
     for (column, check), rows in cases.group_by("column", "check", maintain_order=True):
         where = f"column '{column}'" if column else "table"
         found = [
-            f"row {row['index']}: {row['failure_case']}" if row["index"] is not None else str(row["failure_case"])
+            # polars appends its plan to an error
+            ("" if row["index"] is None else f"row {row['index']}: ") + str(row["failure_case"]).split("\n")[0]
             for row in rows.head(SHOWN).iter_rows(named=True)
         ]
         lines.append(f"  {where}: {check} ({len(rows)} failing; {', '.join(found)})")
@@ -90,12 +94,24 @@ def write_tensors(data: TensorDict, path: Path, schema: TensorDictSchema) -> Non
 def read_tensors(path: Path, schema: TensorDictSchema) -> TensorDict:
     """Memory-mapped: pages are read when they are touched."""
     try:
+        check_sizes(path)
         data = TensorDict.load_memmap(str(path))
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     validate(data, schema, path)
     assert isinstance(data, TensorDict)
     return data
+
+
+def check_sizes(path: Path) -> None:
+    """Raise `ValueError` where a memory map has not the size that meta.json says: it would be filled up with zeros."""
+    for name, entry in json.loads((path / "meta.json").read_text()).items():
+        if isinstance(entry, dict) and "dtype" in entry:
+            size = prod(entry["shape"]) * getattr(torch, entry["dtype"].removeprefix("torch.")).itemsize
+            file = path / f"{name}.memmap"
+            found = file.stat().st_size if file.exists() else 0
+            if found != size:
+                raise ValueError(f"{file.name} has {found} bytes, not {size}")
 
 
 def write_table(table: pl.DataFrame, path: Path, schema: DataFrameSchema) -> None:
@@ -110,8 +126,13 @@ def write_table(table: pl.DataFrame, path: Path, schema: DataFrameSchema) -> Non
 
 def read_table(path: Path, schema: DataFrameSchema) -> pl.DataFrame:
     try:
-        table = pl.read_csv(path) if path.suffix == ".csv" else pl.read_parquet(path)
-    except pl.exceptions.PolarsError as error:
+        if path.suffix == ".csv":
+            table = pl.read_csv(
+                path, schema_overrides={name: column.dtype.type for name, column in schema.columns.items()}
+            )
+        else:
+            table = pl.read_parquet(path)
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     validate(table, schema, path)
     return table

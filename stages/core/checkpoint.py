@@ -1,11 +1,9 @@
 """The trained model as one file that rebuilds itself: the weights, and everything needed to use them."""
 
-import pickle
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from stages.core.artifacts import replacing
@@ -40,13 +38,14 @@ def save_checkpoint(path: Path, manifest: Manifest, weights: dict[str, Tensor]) 
 
 def load_checkpoint(path: Path) -> tuple[nn.Sequential, Manifest]:
     """The model in evaluation mode on the CPU, and its manifest; `UserError` where the file is not what was saved."""
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-        manifest = Manifest.model_validate(content["manifest"])
-        model = build(manifest)
-        model.load_state_dict(content["weights"])
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValidationError) as error:
-        raise UserError(f"{path} is no checkpoint of this pipeline: {error}") from error
+    with path.open("rb") as file:
+        try:
+            content: Any = torch.load(file, map_location="cpu", weights_only=True)
+            manifest = Manifest.model_validate(content["manifest"])
+            model = build(manifest)
+            model.load_state_dict(content["weights"])
+        except Exception as error:  # of bytes that are no checkpoint, torch and pickle raise whatever comes up
+            raise UserError(f"{path} is no checkpoint of this pipeline: {error}") from error
     for name, weight in model.state_dict().items():
         if not weight.isfinite().all():
             raise UserError(f"{path}: weight '{name}' holds values that are not finite")

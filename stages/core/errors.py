@@ -1,5 +1,6 @@
 """What the user can mend, told in plain words instead of a traceback."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +9,10 @@ from difflib import get_close_matches
 
 class UserError(ValueError):
     """A mistake in the params, the data or the environment; the message says where, what, and what is allowed."""
+
+
+class TemporaryError(UserError):
+    """A failure that another try may mend, such as of the network: the process exits with EX_TEMPFAIL (sysexits.h)."""
 
 
 def did_you_mean(name: str, allowed: list[str]) -> str:
@@ -23,7 +28,7 @@ def reported(program: str) -> Iterator[None]:
         yield
     except (UserError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(os.EX_TEMPFAIL if isinstance(error, TemporaryError) else 1)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -3,6 +3,8 @@
 `python -m stages.core.params` checks the file and prints nothing when it is right.
 """
 
+from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -159,8 +161,8 @@ class Params(Section):
     evaluate: Evaluate
     export: Export
     parity: Parity
-    recipes: dict[str, Recipe]
-    datasets: dict[str, Dataset]
+    recipes: Annotated[dict[str, Recipe], Field(min_length=1)]
+    datasets: Annotated[dict[str, Dataset], Field(min_length=1)]
 
     @property
     def chosen_recipe(self) -> Recipe:
@@ -174,9 +176,17 @@ class Params(Section):
 def load_params(path: Path = PARAMS) -> Params:
     """The validated params. Raises `UserError` naming every wrong field, what was found and what is allowed."""
     try:
+        return parse_params(path.read_text(encoding="utf-8"), path)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+
+
+def parse_params(text: str, path: Path) -> Params:
+    """The validated params in `text`; `path` names them in errors."""
+    try:
         # DVC reads the file with the same parser, so a value means the same to both (1e-3 is a number)
-        content = YAML(typ="safe").load(path)
-    except (YAMLError, UnicodeDecodeError) as error:
+        content = YAML(typ="safe").load(text)
+    except (YAMLError, ValueError) as error:  # a date that is none is a plain ValueError
         raise UserError(f"{path} is not valid YAML: {error}") from error
     try:
         params = Params.model_validate(content)
@@ -191,12 +201,36 @@ def load_params(path: Path = PARAMS) -> Params:
     return params
 
 
+def override_params(path: Path, overrides: Mapping[str, Any]) -> None:
+    """Set dotted fields (`recipes.convnet.optimizer.lr`) in the file, keeping its comments.
+
+    Raises `UserError` for a field that is not in the file and for a value that is refused; the file is then untouched.
+    """
+    yaml = YAML()
+    yaml.preserve_quotes, yaml.width = True, 4096  # leave the other lines as they are
+    content = yaml.load(path)
+    for field, value in overrides.items():
+        *parents, last = field.split(".")
+        section = content
+        for key in [*parents, last]:
+            if not isinstance(section, dict) or key not in section:
+                known = list(section) if isinstance(section, dict) else []
+                raise UserError(f"{path} is refused:\n  {field}: there is no '{key}'{did_you_mean(key, known)}")
+            parent, section = section, section[key]
+        parent[last] = value
+    text = StringIO()
+    yaml.dump(content, text)
+    parse_params(text.getvalue(), path)
+    if overrides:
+        path.write_text(text.getvalue(), encoding="utf-8")
+
+
 def explain(error: Any, content: Any) -> str:
     """One line for one of pydantic's error details: the field as it stands in the file, the value, what is allowed."""
     parts: list[str] = []
     for part in error["loc"][:-1]:
         # pydantic puts the chosen member of a union into the path; the file has no such level
-        if isinstance(content, dict) and part not in content:
+        if isinstance(content, dict) and (part not in content or part in (content.get("name"), content.get("kind"))):
             continue
         parts.append(str(part))
         content = content[part]

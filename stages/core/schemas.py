@@ -39,9 +39,7 @@ def normalized(num_classes: int, mean: float, std: float) -> TensorDictSchema:
                 ],
             ),
             "label": TensorColumn(torch.int64, (None,), label_in(num_classes)),
-            "id": TensorColumn(
-                torch.int64, (None,), [Check(lambda ids: ids.unique().numel() == len(ids), error="unique")]
-            ),
+            "id": TensorColumn(torch.int64, (None,), Check(occurs_once, error="unique")),
         },
         batch_size=(None,),
     )
@@ -79,15 +77,15 @@ def class_counts(smallest: float, largest: float) -> pa.DataFrameSchema:
 
 def history() -> pa.DataFrameSchema:
     """One row per epoch, in order."""
-    loss, share = pa.Check(finite_and_not_negative, error="finite and not negative"), pa.Check.in_range(0, 1)
+    positive, share = pa.Check(finite_and_not_negative, error="finite and not negative"), pa.Check.in_range(0, 1)
     return pa.DataFrameSchema(
         {
             "epoch": pa.Column(pl.Int64, pa.Check(counts_from_one, error="epochs 1, 2, 3, ... in order")),
-            "train_loss": pa.Column(pl.Float64, loss),
+            "train_loss": pa.Column(pl.Float64, positive),
             "train_accuracy": pa.Column(pl.Float64, share),
-            "validation_loss": pa.Column(pl.Float64, loss),
+            "validation_loss": pa.Column(pl.Float64, positive),
             "validation_accuracy": pa.Column(pl.Float64, share),
-            "lr": pa.Column(pl.Float64, pa.Check.ge(0)),
+            "lr": pa.Column(pl.Float64, positive),
         },
         strict=True,
     )
@@ -123,6 +121,12 @@ def per_class() -> pa.DataFrameSchema:
         },
         strict=True,
     )
+
+
+def occurs_once(ids_N: Tensor) -> Tensor:
+    _, place_N, counts = ids_N.unique(return_inverse=True, return_counts=True)
+    unique_N: Tensor = counts[place_N] == 1
+    return unique_N
 
 
 def label_in(num_classes: int) -> Check:

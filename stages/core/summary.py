@@ -12,17 +12,24 @@ EVALUATION = Path("artifacts/metrics/evaluation.json")
 PARITY = Path("artifacts/metrics/parity.json")
 
 
-def tabulate(evaluation: dict[str, float], parity: dict[str, float]) -> Table:
+def read(path: Path, *names: str) -> list[float]:
+    """The named metrics in a JSON file."""
+    try:
+        metrics = json.loads(path.read_text())
+        return [metrics[name] for name in names]
+    except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"{path} holds no metrics of this pipeline ({error}); `dvc repro --force` makes them") from None
+
+
+def tabulate() -> Table:
+    names = ("accuracy", "accuracy_low", "accuracy_high", "recall", "f1")
+    accuracy, low, high, recall, f1 = read(EVALUATION, *names)
+    agreement, images, difference = read(PARITY, "label_agreement", "num_images", "max_abs_diff")
     table = Table("", "", show_header=False)
-    interval = f"{evaluation['accuracy_low']:.2%} to {evaluation['accuracy_high']:.2%}"
-    table.add_row("accuracy", f"{evaluation['accuracy']:.2%}  (95 %: {interval})")
-    table.add_row("recall", f"{evaluation['recall']:.4f}")
-    table.add_row("F1", f"{evaluation['f1']:.4f}")
-    table.add_row(
-        "parity",
-        f"{parity['label_agreement']:.2%} of {parity['num_images']:,} labels equal,"
-        f" logits within {parity['max_abs_diff']:.1e}",
-    )
+    table.add_row("accuracy", f"{accuracy:.2%}  (95 %: {low:.2%} to {high:.2%})")
+    table.add_row("recall", f"{recall:.4f}")
+    table.add_row("F1", f"{f1:.4f}")
+    table.add_row("parity", f"{agreement:.2%} of {images:,} labels equal, logits within {difference:.1e}")
     return table
 
 
@@ -30,7 +37,7 @@ def main() -> None:
     missing = [str(path) for path in (EVALUATION, PARITY) if not path.exists()]
     if missing:
         raise UserError(f"{' and '.join(missing)} not found: run the pipeline first, with `make run`")
-    Console().print(tabulate(*(json.loads(path.read_text()) for path in (EVALUATION, PARITY))))
+    Console().print(tabulate())
 
 
 if __name__ == "__main__":

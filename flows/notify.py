@@ -1,0 +1,31 @@
+"""Tell a webhook that a run has failed."""
+
+import os
+from typing import Any
+
+import httpx
+from prefect import Flow
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.logging import get_logger
+
+from flows.stage import StageError
+
+WEBHOOK = "VISION_PIPELINE_WEBHOOK"  # an environment variable: such a URL is a secret, params.yaml is in git
+TIMEOUT_S = 10
+
+
+def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001  # Prefect names them
+    """POST run, state, stage and its last lines as JSON; a webhook that fails is logged, without its address."""
+    if not (url := os.environ.get(WEBHOOK)):
+        return
+    error = state.result(raise_on_failure=False) if state.is_failed() else None
+    stage, lines = (error.stage, error.lines) if isinstance(error, StageError) else (None, [state.message])
+    try:
+        answer = httpx.post(
+            url, json={"run": flow_run.name, "state": state.name, "stage": stage, "lines": lines}, timeout=TIMEOUT_S
+        )
+        failed = None if answer.is_success else f"status {answer.status_code}"
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        failed = type(error).__name__
+    if failed:
+        get_logger("flows.notify").warning("the webhook in %s was not told of the failure: %s", WEBHOOK, failed)

@@ -1,0 +1,185 @@
+"""The flow: DVC's stages as Prefect tasks, independent ones at the same time, each run saved as a DVC experiment.
+
+`python -m flows.pipeline` runs it once, in place; prefect.yaml deploys it.
+"""
+
+import os
+import re
+import signal
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import Task, flow, get_run_logger, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State, TaskRun
+from prefect.futures import PrefectFuture, wait
+from prefect.runtime import flow_run
+from prefect.states import Completed
+from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.tasks import exponential_backoff
+from ruamel.yaml import YAML
+
+from flows import report, workspace
+from flows.graph import read_graph, read_stale
+from flows.notify import notify
+from flows.stage import Outcome, StageError, StageRunner
+from stages.core.errors import UserError, reported
+from stages.core.params import PARAMS, load_params, override_params
+
+
+def is_temporary(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, StageError) and error.temporary
+
+
+@task(
+    cache_policy=NO_CACHE,  # DVC alone decides what is stale
+    retries=3,
+    retry_delay_seconds=exponential_backoff(backoff_factor=5),
+    retry_jitter_factor=0.5,
+    retry_condition_fn=is_temporary,
+)
+def run_stage(stage: str, runner: StageRunner, *, stale: bool, force: bool) -> State[None]:
+    """Bring one stage up to date; the state's name is the `Outcome`."""
+    if not stale:
+        return Completed(name=Outcome.UNCHANGED, message="dvc status lists no change")
+    logger, started = get_run_logger(), time.monotonic()
+    bar: UUID | None = None
+
+    def hear(line: str) -> None:
+        nonlocal bar
+        if line:
+            logger.info(line)
+        if epoch := re.search(r"epoch (\d+)/(\d+)", line):
+            share = 100 * int(epoch[1]) / int(epoch[2])
+            if bar is None:
+                bar = cast("UUID", create_progress_artifact(share, key=f"{stage}-progress"))
+            else:
+                update_progress_artifact(bar, share)
+
+    outcome = runner.run(stage, hear, force=force)
+    return Completed(name=outcome, message=f"{time.monotonic() - started:.1f} s")
+
+
+@task(
+    cache_policy=NO_CACHE, retries=3, retry_delay_seconds=exponential_backoff(backoff_factor=5), retry_jitter_factor=0.5
+)
+def push(folder: Path, experiment: str) -> None:
+    """Push data to the DVC remote and the experiment to the git remote."""
+    workspace.push(folder, experiment)
+
+
+@flow(
+    name="pipeline",
+    task_runner=ThreadPoolTaskRunner(max_workers=os.cpu_count()),  # type: ignore[arg-type]
+    on_failure=[notify],
+    on_crashed=[notify],
+)
+def pipeline(
+    recipe: str | None = None,
+    overrides: dict[str, Any] | None = None,
+    force: bool = False,
+    targets: list[str] | None = None,
+    in_place: bool = False,
+) -> None:
+    """Bring the pipeline up to date.
+
+    Args:
+        recipe: which recipe of params.yaml to train instead of the one it names.
+        overrides: fields of params.yaml to change, such as `{"recipes.convnet.optimizer.lr": 0.01}`.
+        force: run every stage, also those that are up to date.
+        targets: only these stages and what they need.
+        in_place: work in the project's folder, as `dvc repro` does, not in a checkout of its own that is saved as an
+            experiment with the flow run's name.
+    """
+    end_with_the_worker()
+    project, name = Path.cwd(), re.sub(r"[^A-Za-z0-9._-]+", "-", flow_run.name)
+    changes = {**({"recipe": recipe} if recipe else {}), **(overrides or {})}
+    with workspace.in_place(project) if in_place else workspace.isolated(project, name) as folder:
+        override_params(folder / PARAMS, changes)
+        graph = read_graph(folder, targets or [])
+        run_graph(folder, graph, force=force)
+        if not in_place:
+            workspace.save(folder, name)
+            if workspace.has_remote(folder):
+                push(folder, name)
+
+
+def run_graph(folder: Path, graph: Mapping[str, set[str]], *, force: bool) -> None:
+    """Run the stages of `graph`, publish what came of them, and raise what failed first."""
+    stale = set(graph) if force else read_stale(folder)
+    futures: dict[str, PrefectFuture[Any]] = {}
+    with stopped_at_the_end(StageRunner(folder)) as runner:
+        for stage, needed in graph.items():
+            if needed & stale:  # it may turn out unchanged all the same: DVC decides when its turn comes
+                stale.add(stage)
+            submit = run_stage.with_options(name=stage).submit
+            wait_for = [futures[name] for name in needed]
+            futures[stage] = submit(
+                stage, runner, stale=stage in stale, force=force, return_state=False, wait_for=wait_for
+            )
+        wait(list(futures.values()))
+    report.publish(folder, {stage: future.state for stage, future in futures.items()})
+    for future in futures.values():
+        if future.state.is_failed() or future.state.is_crashed():
+            future.result()
+    if left := read_stale(folder) & set(graph):
+        raise UserError(f"dvc status still lists {', '.join(sorted(left))} after the run")
+
+
+@contextmanager
+def stopped_at_the_end(runner: StageRunner) -> Iterator[StageRunner]:
+    """Whatever ends the flow (cancel, ctrl-C, a stage's failure), no process of it stays."""
+    try:
+        yield runner
+    finally:
+        runner.stop()
+
+
+def end_with_the_worker() -> None:
+    """Where a worker has started this process, end with it: nobody else would."""
+    worker = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == worker:
+            time.sleep(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if "PREFECT__FLOW_RUN_ID" in os.environ:
+        Thread(target=watch, daemon=True).start()
+
+
+def main() -> None:
+    parser = ArgumentParser("python -m flows.pipeline", description="Run the pipeline's flow once.")
+    parser.add_argument("targets", nargs="*", help="only these stages and what they need (default: all)")
+    parser.add_argument("-r", "--recipe", help="train this recipe of params.yaml")
+    parser.add_argument(
+        "-S", "--set-param", action="append", default=[], metavar="FIELD=VALUE",
+        help="change a field of params.yaml, such as recipes.convnet.optimizer.lr=0.01",
+    )  # fmt: skip
+    parser.add_argument("-f", "--force", action="store_true", help="run also the stages that are up to date")
+    parser.add_argument(
+        "-i", "--isolated", action="store_true",
+        help="work in a checkout of the committed revision and save the run as an experiment",
+    )  # fmt: skip
+    arguments = parser.parse_args()
+    overrides = {}
+    for assignment in arguments.set_param:
+        field, equals, value = assignment.partition("=")
+        if not equals:
+            parser.error(f"--set-param {assignment}: expected FIELD=VALUE")
+        overrides[field] = YAML(typ="safe").load(value)
+    with reported("pipeline"):
+        load_params()
+        pipeline(arguments.recipe, overrides, arguments.force, arguments.targets, in_place=not arguments.isolated)
+
+
+if __name__ == "__main__":
+    main()

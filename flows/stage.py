@@ -1,0 +1,97 @@
+"""Stages as processes: `dvc repro --single-item`, on a leash, their output line by line."""
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from enum import StrEnum
+from pathlib import Path
+
+from flows import leash
+from stages.core.errors import UserError
+
+LAST_LINES = 20  # of the output, kept for the error
+SETTLE_S = 10  # for the leash to kill what hangs on it
+
+
+class Outcome(StrEnum):
+    RAN = "Ran"
+    RESTORED = "Restored"  # DVC had the outputs of the same inputs in its cache
+    UNCHANGED = "Unchanged"
+
+
+class StageError(UserError):
+    """A stage that ended with an error; `temporary` where another try may help."""
+
+    def __init__(self, stage: str, lines: list[str], *, temporary: bool) -> None:
+        super().__init__("\n".join([f"stage '{stage}' failed:", *lines]))
+        self.stage, self.lines, self.temporary = stage, lines, temporary
+
+
+class StageRunner:
+    """Runs stages of the project in `folder`; safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.running: set[subprocess.Popen[str]] = set()
+        self.stopped = False
+
+    def run(self, stage: str, on_line: Callable[[str], object], *, force: bool = False) -> Outcome:
+        """Bring one stage up to date, its upstream stages being so; raises `StageError`."""
+        output: list[str] = []
+        status = self.dvc(["repro", "--single-item", *(["--force"] if force else []), stage], output.append, on_line)
+        text = "\n".join(output)
+        if status != 0:
+            # the stage's own word for a failure that may pass (sysexits.h), or another process at work on the project
+            busy = "Unable to acquire lock" in text or "is busy, it is being blocked by" in text
+            temporary = busy or f"exited with {os.EX_TEMPFAIL}" in text
+            raise StageError(stage, output[-LAST_LINES:], temporary=temporary)
+        if re.search(r"^Running stage ", text, re.MULTILINE):
+            return Outcome.RAN
+        return Outcome.RESTORED if "is cached - skipping run, checking out outputs" in text else Outcome.UNCHANGED
+
+    def dvc(self, arguments: list[str], *on_line: Callable[[str], object]) -> int:
+        """Run a DVC command in the folder; its exit status."""
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        with subprocess.Popen(
+            [sys.executable, leash.__file__, sys.executable, "-m", "dvc", *arguments],
+            cwd=self.folder,
+            env={**os.environ, "PATH": programs, "PYTHONUNBUFFERED": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # ctrl-C is the flow's to handle
+        ) as process:
+            self.running.add(process)
+            try:
+                if self.stopped:
+                    release(process)
+                assert process.stdout
+                for line in process.stdout:
+                    for hear in on_line:
+                        hear(line.rstrip())
+                return process.wait()
+            finally:
+                release(process)
+                self.running.discard(process)
+
+    def stop(self) -> None:
+        """End all that runs, with all its descendants, and let nothing start any more."""
+        self.stopped = True
+        for process in list(self.running):
+            release(process)
+
+
+def release(process: subprocess.Popen[str]) -> None:
+    """Let go of the leash, and make sure that nothing is left of the session."""
+    assert process.stdin
+    with suppress(BrokenPipeError):
+        process.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(SETTLE_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, 9)

@@ -1,0 +1,98 @@
+"""Where a flow runs: in place, or in a checkout of its own that shares DVC's cache and is saved as an experiment."""
+
+import fcntl
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dvc.repo import Repo
+
+from stages.core.errors import UserError
+
+CHECKOUTS = Path(".dvc/tmp/flows")
+
+
+def command(folder: Path, *arguments: str) -> str:
+    """The output of a command; `UserError` with its error output if it fails."""
+    done = subprocess.run(arguments, cwd=folder, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise UserError(f"`{' '.join(arguments)}` failed in {folder}: {(done.stderr or done.stdout).strip()}")
+    return done.stdout.strip()
+
+
+def dvc(folder: Path, *arguments: str) -> str:
+    return command(folder, sys.executable, "-m", "dvc", *arguments)
+
+
+@contextmanager
+def in_place(project: Path) -> Iterator[Path]:
+    yield project
+
+
+@contextmanager
+def isolated(project: Path, name: str) -> Iterator[Path]:
+    """A checkout of the project's committed revision, with the cache's data in place; removed afterwards."""
+    root = project / CHECKOUTS
+    root.mkdir(parents=True, exist_ok=True)
+    with locked(root / f"{name}.lock"):
+        sweep(project)
+        folder = root / name
+        try:
+            check_out(project, folder)
+            yield folder
+        finally:
+            remove(project, folder)
+
+
+def check_out(project: Path, folder: Path) -> None:
+    command(project, "git", "worktree", "add", "--quiet", "--detach", str(folder), "HEAD")
+    # where the remote is set for this machine alone, the checkout needs it too
+    if (local := project / ".dvc/config.local").exists():
+        shutil.copy(local, folder / ".dvc/config.local")
+    with Repo(str(project)) as repo:
+        dvc(folder, "cache", "dir", "--local", repo.cache.local.path.removesuffix("/files/md5"))
+    dvc(folder, "checkout", "--quiet", "--allow-missing")
+
+
+def save(folder: Path, name: str) -> None:
+    """Save what the checkout holds as the experiment `name` of its revision."""
+    dvc(folder, "exp", "save", "--force", "--name", name)
+
+
+def has_remote(folder: Path) -> bool:
+    return bool(dvc(folder, "remote", "list"))
+
+
+def push(folder: Path, name: str) -> None:
+    """Push the data to DVC's remote and, where git has a remote too, the experiment to it."""
+    dvc(folder, "push")
+    for remote in command(folder, "git", "remote").splitlines()[:1]:
+        dvc(folder, "exp", "push", "--no-cache", remote, name)
+
+
+def remove(project: Path, folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    command(project, "git", "worktree", "prune")
+    folder.with_name(f"{folder.name}.lock").unlink(missing_ok=True)
+
+
+def sweep(project: Path) -> None:
+    """Remove the checkouts of runs that died: the kernel has released their locks."""
+    for lock in (project / CHECKOUTS).glob("*.lock"):
+        try:
+            with locked(lock):
+                remove(project, lock.with_suffix(""))
+        except BlockingIOError:
+            continue
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock that ends with this process; `BlockingIOError` where another holds it."""
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield

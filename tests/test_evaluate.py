@@ -1,0 +1,180 @@
+"""Metrics against values worked out by hand, and the files that the stage writes."""
+
+import json
+import shutil
+from math import log
+from pathlib import Path
+
+import polars as pl
+import pytest
+import torch
+
+from stages import download, evaluate, normalize, train
+from stages.core import schemas
+from stages.core.artifacts import read_table, read_tensors, write_tensors
+from stages.core.checkpoint import build, load_checkpoint, save_checkpoint
+from stages.core.errors import UserError
+from tests.conftest import tiny_params, write_params
+
+# the predicted class has probability 1/2, the two others 1/4 each
+LABELS = torch.tensor([0, 0, 0, 0, 1, 2])
+PREDICTED = torch.tensor([0, 0, 1, 1, 1, 2])
+LOGITS = torch.full((6, 3), 0.25).scatter(1, PREDICTED.unsqueeze(1), 0.5).log()
+
+
+@pytest.fixture(scope="module")
+def evaluated(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all stages up to the evaluation ran; not to be written to."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    params = tiny_params(tiny_idx)
+    # a model that errs at times
+    params["recipe"] = "article"
+    params["recipes"]["article"]["optimizer"]["lr"] = 0.01
+    write_params(params, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in (download, normalize, train, evaluate):
+            stage.main()
+    return folder
+
+
+@pytest.fixture
+def before(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder as it was before the evaluation, and the current one."""
+    folder = tmp_path / "before"
+    shutil.copytree(evaluated, folder)
+    for path in (evaluate.METRICS, evaluate.PER_CLASS, evaluate.PREDICTIONS):
+        (folder / path).unlink()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_metrics_by_hand() -> None:
+    overall, by_class = evaluate.measure(LOGITS, LABELS)
+    # class 0: 2 of 4 found, none wrong; class 1: its one found, 2 of 3 wrong; class 2: all right
+    assert by_class["precision"] == pytest.approx([1, 1 / 3, 1])
+    assert by_class["recall"] == pytest.approx([1 / 2, 1, 1])
+    assert by_class["f1"] == pytest.approx([2 / 3, 1 / 2, 1])
+    low, high = evaluate.wilson_interval(4, 6)
+    expected = {
+        "accuracy": 4 / 6,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "precision": 7 / 9,
+        "recall": 5 / 6,
+        "f1": 13 / 18,
+        "loss": (4 * log(2) + 2 * log(4)) / 6,
+        "calibration_error": 4 / 6 - 1 / 2,  # every confidence is 1/2
+        "num_images": 6,
+    }
+    assert overall == pytest.approx(expected)
+
+
+def test_metrics_of_a_class_without_test_image() -> None:
+    overall, by_class = evaluate.measure(LOGITS[:5], LABELS[:5])
+    assert [by_class[name][2] for name in ("precision", "recall", "f1")] == [0, 0, 0]
+    assert by_class["recall"] == pytest.approx([1 / 2, 1, 0])
+    assert overall["accuracy"] == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [
+        (8, 10, 0.4902, 0.9433),
+        # Newcombe 1998, table I, method 3
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_interval_as_published(correct: int, total: int, low: float, high: float) -> None:
+    assert evaluate.wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_wilson_interval_of_another_level() -> None:
+    # with no success the upper end is z^2 / (n + z^2)
+    z = 2.5758293
+    assert evaluate.wilson_interval(0, 50, level=0.99)[1] == pytest.approx(z**2 / (50 + z**2))
+
+
+def test_wilson_interval_stays_within_0_and_1() -> None:
+    for total in range(1, 300):
+        for correct in (0, total):
+            low, high = evaluate.wilson_interval(correct, total)
+            assert 0 <= low < high <= 1
+            assert low <= correct / total <= high
+
+
+def test_table_of_predictions() -> None:
+    table = evaluate.tabulate(LOGITS, LABELS)
+    assert table.columns == ["index", "label", "prediction", "confidence"]
+    assert table["index"].to_list() == list(range(6))
+    assert table["label"].to_list() == LABELS.tolist()
+    assert table["prediction"].to_list() == PREDICTED.tolist()
+    assert table["confidence"].to_list() == [0.5] * 6
+
+
+def test_files_of_a_run(evaluated: Path) -> None:
+    overall = json.loads((evaluated / evaluate.METRICS).read_text())
+    assert {"accuracy", "precision", "recall", "f1", "loss"} <= set(overall)
+    assert all(isinstance(value, int | float) for value in overall.values())
+    assert overall["num_images"] == 100
+
+    model, _ = load_checkpoint(evaluated / evaluate.MODEL)
+    test = read_tensors(evaluated / evaluate.TEST, schemas.normalized(10, 0.5, 0.5))
+    with torch.inference_mode():
+        logits = model(test["image"])
+    predictions = read_table(evaluated / evaluate.PREDICTIONS, schemas.predictions(10, 100))
+    assert predictions["label"].to_list() == test["label"].tolist()
+    assert predictions["prediction"].to_list() == logits.argmax(1).tolist()
+    assert predictions["confidence"].to_list() == pytest.approx(logits.softmax(1).amax(1).tolist(), abs=1e-4)
+    assert 0.2 < overall["accuracy"] < 1
+    assert overall["accuracy"] == (predictions["label"] == predictions["prediction"]).mean()
+
+    per_class = pl.read_csv(evaluated / evaluate.PER_CLASS, schema_overrides={"class": pl.String})
+    assert per_class["class"].to_list() == [str(digit) for digit in range(10)]
+    assert per_class["images"].to_list() == [10] * 10
+    for name in ("precision", "recall", "f1"):
+        assert overall[name] == pytest.approx(per_class[name].mean())
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 100, 1000])
+def test_batch_size_changes_no_logit(evaluated: Path, batch_size: int) -> None:
+    model, _ = load_checkpoint(evaluated / evaluate.MODEL)
+    test = read_tensors(evaluated / evaluate.TEST, schemas.normalized(10, 0.5, 0.5))
+    logits = evaluate.infer(model.train(), test, torch.device("cpu"), batch_size)
+    with torch.inference_mode():
+        torch.testing.assert_close(logits, model.eval()(test["image"]), rtol=0, atol=1e-5)
+
+
+def test_class_without_test_image_is_refused(before: Path) -> None:
+    schema = schemas.normalized(10, 0.5, 0.5)
+    test = read_tensors(evaluate.TEST, schema)
+    kept = test[test["label"] != 9].clone()
+    write_tensors(kept, evaluate.TEST, schema)
+    with pytest.raises(UserError, match=r"^artifacts/metrics/per_class\.csv violates its schema:\n  column 'images'"):
+        evaluate.main()
+    assert not evaluate.METRICS.exists()
+
+
+def test_model_for_another_image_shape_is_refused(before: Path) -> None:
+    _, manifest = load_checkpoint(evaluate.MODEL)
+    small = manifest.model_copy(update={"image_shape": (1, 14, 14)})
+    save_checkpoint(evaluate.MODEL, small, build(small).state_dict())
+    with pytest.raises(
+        UserError,
+        match=r"^artifacts/model/model\.pt takes images of shape \(1, 14, 14\), .*normalized/test have \(1, 28, 28\)",
+    ):
+        evaluate.main()
+    assert not evaluate.METRICS.exists()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.1, 0.5), (0.5, 1.0)])
+def test_model_for_another_normalization_is_refused(before: Path, mean: float, std: float) -> None:
+    model, manifest = load_checkpoint(evaluate.MODEL)
+    other = manifest.model_copy(update={"mean": mean, "std": std})
+    save_checkpoint(evaluate.MODEL, other, model.state_dict())
+    with pytest.raises(UserError, match=r"^artifacts/normalized/test violates its schema:\n  column 'image': all pix"):
+        evaluate.main()
+    assert not evaluate.METRICS.exists()

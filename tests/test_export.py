@@ -1,0 +1,131 @@
+"""The exported file: what goes in, what comes out, and what must not be in it."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from stages import download, export, normalize, train
+from stages.core.checkpoint import load_checkpoint
+from stages.core.errors import UserError
+from tests.conftest import CLASSES, PROJECT, make_images, tiny_params, write_params
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all stages up to the export ran; not to be written to."""
+    folder = tmp_path_factory.mktemp("exported")
+    params = tiny_params(tiny_idx)
+    params["recipe"] = "convnet"
+    write_params(params, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in (download, normalize, train, export):
+            stage.main()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(exported: Path) -> onnx.ModelProto:
+    return onnx.load(exported / export.ONNX)
+
+
+def copy_model(source: Path, folder: Path) -> None:
+    """Give `folder` what the stage needs: the params and the trained model."""
+    (folder / export.MODEL.parent).mkdir(parents=True)
+    for name in ("params.yaml", export.MODEL):
+        shutil.copy(source / name, folder / name)
+
+
+def test_one_file(exported: Path, model: onnx.ModelProto) -> None:
+    assert [path.name for path in (exported / export.ONNX).parent.iterdir()] == ["model.onnx"]
+    assert not any(weight.external_data for weight in model.graph.initializer)
+
+
+def test_inputs_and_outputs(model: onnx.ModelProto) -> None:
+    [image] = model.graph.input
+    assert image.name == "image"
+    assert image.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    batch, *shape = image.type.tensor_type.shape.dim
+    assert batch.dim_param
+    assert not batch.HasField("dim_value")
+    assert [dim.dim_value for dim in shape] == [1, 28, 28]
+
+    assert [output.name for output in model.graph.output] == ["logits", "probabilities"]
+    for output in model.graph.output:
+        assert output.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+        first, second = output.type.tensor_type.shape.dim
+        assert first.dim_param == batch.dim_param
+        assert second.dim_value == 10
+
+
+def test_metadata(exported: Path, model: onnx.ModelProto) -> None:
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    _, manifest = load_checkpoint(exported / export.MODEL)
+    assert json.loads(about.pop("classes")) == CLASSES
+    assert about == {
+        "recipe": "convnet",
+        "dataset": "tiny",
+        "data_sha256": manifest.data_sha256,
+        "model_sha256": hashlib.sha256((exported / export.MODEL).read_bytes()).hexdigest(),
+    }
+
+
+def test_nothing_of_this_machine(exported: Path, model: onnx.ModelProto) -> None:
+    without_weights = onnx.ModelProto()
+    without_weights.CopyFrom(model)
+    for weight in without_weights.graph.initializer:
+        weight.ClearField("raw_data")  # any short text may occur in them by chance
+    content = without_weights.SerializeToString()
+    assert len(content) < len((exported / export.ONNX).read_bytes()) / 2
+    private = [str(PROJECT), str(exported), str(Path.home()), "/home", "/tmp", "site-packages", 'File "', ".py"]
+    assert [text for text in private if text.encode() in content] == []
+
+
+def test_same_bytes_in_another_folder(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "some other folder"
+    copy_model(exported, folder)
+    monkeypatch.chdir(folder)
+    export.main()
+    assert export.ONNX.read_bytes() == (exported / export.ONNX).read_bytes()
+
+
+@pytest.mark.parametrize("opset", [18, 20])
+def test_opset_is_that_of_the_params(
+    exported: Path, tiny_idx: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opset: int
+) -> None:
+    copy_model(exported, tmp_path)
+    params = tiny_params(tiny_idx)
+    params["export"]["opset"] = opset
+    write_params(params, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    export.main()
+    found = {entry.domain: entry.version for entry in onnx.load(export.ONNX).opset_import}
+    assert found[""] == opset
+
+
+@pytest.mark.parametrize("count", [1, 3, 17])
+def test_computes_what_the_model_computes_at_any_batch(exported: Path, count: int) -> None:
+    session = onnxruntime.InferenceSession(exported / export.ONNX, providers=["CPUExecutionProvider"])
+    images = make_images(count, seed=3)[0].unsqueeze(1)
+    logits, probabilities = session.run(None, {"image": images.numpy()})
+    network, _ = load_checkpoint(exported / export.MODEL)
+    with torch.inference_mode():
+        expected = network((images.float() / 255 - 0.5) / 0.5)
+    np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), rtol=0, atol=1e-5)
+
+
+def test_damaged_checkpoint_is_refused(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy_model(exported, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    export.MODEL.write_bytes(export.MODEL.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"^artifacts/model/model\.pt"):
+        export.main()
+    assert not export.ONNX.exists()

@@ -1,0 +1,222 @@
+"""From IDX files to normalized splits, and what is refused on the way."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+import torch
+from tensordict import TensorDict
+
+from stages import normalize
+from stages.core.artifacts import read_table, read_tensors
+from stages.core.datasets import FILES, normalize_pixels, write_idx
+from stages.core.errors import UserError
+from stages.core.schemas import SPLITS, normalized, summary
+from stages.normalize import METRICS, NORMALIZED, stratified_split
+from tests.conftest import make_images, write_params
+
+RAW = Path("artifacts/raw/tiny")
+
+
+def write_raw(
+    train: tuple[torch.Tensor, torch.Tensor] | None = None, test: tuple[torch.Tensor, torch.Tensor] | None = None
+) -> None:
+    RAW.mkdir(parents=True, exist_ok=True)
+    for split, (images, labels) in {"train": train or make_images(300, 1), "test": test or make_images(100, 2)}.items():
+        write_idx(RAW / FILES[f"{split}_images"], images)
+        write_idx(RAW / FILES[f"{split}_labels"], labels)
+
+
+def read_splits(mean: float, std: float) -> dict[str, TensorDict]:
+    return {split: read_tensors(NORMALIZED / split, normalized(10, mean, std)) for split in SPLITS}
+
+
+def refused() -> str:
+    """The message that `main` ends with; it must leave nothing behind."""
+    with pytest.raises(UserError) as refusal:
+        normalize.main()
+    assert not NORMALIZED.exists()
+    assert not NORMALIZED.with_name("normalized.partial").exists()
+    assert not METRICS.exists()
+    return str(refusal.value)
+
+
+def test_values(workspace: Path, params: dict[str, Any]) -> None:
+    mean, std = 0.1307, 0.3081
+    params["normalize"].update(mean=mean, std=std)
+    write_params(params, workspace)
+    write_raw()
+    normalize.main()
+    images = torch.cat([make_images(300, 1)[0], make_images(100, 2)[0]])
+    labels = torch.cat([make_images(300, 1)[1], make_images(100, 2)[1]])
+    splits = read_splits(mean, std)
+    assert {split: len(data) for split, data in splits.items()} == {"train": 250, "validation": 50, "test": 100}
+    for data in splits.values():
+        assert data["image"].dtype == torch.float32
+        assert data["image"].shape == (len(data), 1, 28, 28)
+        assert data["label"].dtype == data["id"].dtype == torch.int64
+        # an id is the image's place in the training file, then in the test file
+        expected = (images[data["id"]].unsqueeze(1).double() / 255 - mean) / std
+        torch.testing.assert_close(data["image"].double(), expected, rtol=0, atol=1e-6)
+        assert torch.equal(data["label"], labels[data["id"]].long())
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.5), (0.1307, 0.3081), (1.0, 0.001)])
+def test_every_byte(mean: float, std: float) -> None:
+    values = normalize_pixels(torch.arange(256, dtype=torch.uint8), mean, std)
+    assert values.dtype == torch.float32
+    assert values.tolist() == pytest.approx([(byte / 255 - mean) / std for byte in range(256)], abs=1e-6 / std)
+
+
+def test_splits_are_disjoint_and_complete(workspace: Path) -> None:
+    write_raw()
+    normalize.main()
+    ids = {split: set(data["id"].tolist()) for split, data in read_splits(0.5, 0.5).items()}
+    assert sum(len(of_split) for of_split in ids.values()) == 400
+    assert ids["train"] | ids["validation"] == set(range(300))
+    assert ids["test"] == set(range(300, 400))
+
+
+def test_summary(workspace: Path) -> None:
+    write_raw()
+    normalize.main()
+    table = read_table(NORMALIZED / "summary.parquet", summary(10))
+    assert table["id"].n_unique() == table.height == 400
+    images, labels = make_images(300, 1)
+    for row in table.filter(pl.col("id").is_in([0, 57, 299])).iter_rows(named=True):
+        image = images[row["id"]]
+        assert row["label"] == labels[row["id"]]
+        assert row["pixel_mean"] == pytest.approx(image.double().mean().item(), rel=1e-5)
+        assert row["pixel_std"] == pytest.approx(image.double().std(correction=0).item(), rel=1e-5)
+        assert row["sha256"] == hashlib.sha256(image.numpy().tobytes()).hexdigest()
+
+
+def test_split_is_stratified() -> None:
+    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100, generator=torch.Generator())]
+    kept, held = stratified_split(labels, held_out=10, seed=1)
+    assert torch.bincount(labels[held]).tolist() == [5, 3, 2]
+    assert torch.bincount(labels[kept]).tolist() == [45, 27, 18]
+    # largest remainder: 3.5, 2.1 and 1.4 are exact
+    assert torch.bincount(labels[stratified_split(labels, held_out=7, seed=1)[1]]).tolist() == [4, 2, 1]
+
+
+@pytest.mark.parametrize("held_out", [1, 7, 10, 99])
+def test_split_is_disjoint_complete_and_ascending(held_out: int) -> None:
+    labels = torch.arange(100) % 7
+    kept, held = stratified_split(labels, held_out, seed=3)
+    assert len(held) == held_out
+    assert torch.cat([kept, held]).sort().values.tolist() == list(range(100))
+    assert kept.tolist() == sorted(kept.tolist())
+    assert held.tolist() == sorted(held.tolist())
+
+
+def test_split_depends_on_the_seed_alone(workspace: Path, params: dict[str, Any]) -> None:
+    write_raw()
+    held: list[list[int]] = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(len(held))
+        params["seed"] = seed
+        write_params(params, workspace)
+        normalize.main()
+        held.append(read_splits(0.5, 0.5)["validation"]["id"].tolist())
+    assert held[0] == held[1]
+    assert held[0] != held[2]
+
+
+def test_duplicates_are_reported(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (images, labels), (test_images, test_labels) = make_images(300, 1), make_images(100, 2)
+    test_images[3] = images[3]
+    test_images[4] = test_images[14]
+    write_raw((images, labels), (test_images, test_labels))
+    normalize.main()
+    assert json.loads(METRICS.read_text()) == {
+        "train": 250,
+        "validation": 50,
+        "test": 100,
+        "duplicates_across_splits": 2,
+        "duplicates_within_split": 2,
+    }
+    out = capsys.readouterr().out
+    assert out == "normalize: 250 train, 50 validation, 100 test; 2 exact duplicates across splits\n"
+
+
+def test_no_duplicates(workspace: Path) -> None:
+    write_raw()
+    normalize.main()
+    counts = json.loads(METRICS.read_text())
+    assert (counts["duplicates_across_splits"], counts["duplicates_within_split"]) == (0, 0)
+
+
+def test_constant_image(workspace: Path) -> None:
+    images, labels = make_images(100, 2)
+    images[42] = 7
+    write_raw(test=(images, labels))
+    message = refused()
+    assert "summary.parquet violates its schema" in message
+    # the summary's rows: 300 of the training file, then the test file's
+    assert "column 'pixel_std': no constant image (1 failing; row 342: 0.0)" in message
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_label_outside_the_classes(workspace: Path, split: str) -> None:
+    images, labels = make_images(100, 2)
+    labels[[13, 17]] = torch.tensor([10, 255], dtype=torch.uint8)
+    write_raw(**{split: (images, labels)})
+    message = refused()
+    assert "artifacts/raw/tiny violates its schema" in message
+    assert "column 'label': in 0..9 (failing rows 13, 17, found 10, 255)" in message
+
+
+def test_class_too_frequent_and_too_rare(workspace: Path) -> None:
+    images, labels = make_images(100, 2)
+    labels[labels == 4] = 3
+    labels[0] = 4
+    labels[1] = 3
+    write_raw(test=(images, labels))
+    message = refused()
+    assert "artifacts/raw/tiny violates its schema" in message
+    assert "column 'share': class balance within bounds (2 failing; " in message
+    assert ": 0.21" in message
+    assert ": 0.01" in message
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_class_without_any_image(workspace: Path, split: str) -> None:
+    images, labels = make_images(180, 1)
+    # class 4's images to the others: each then has a share of 0.11, within the bounds
+    labels[labels == 4] = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9], dtype=torch.uint8).repeat(2)
+    write_raw(**{split: (images, labels)})
+    assert "violates its schema" in refused()
+
+
+@pytest.mark.parametrize("count", [300, 301])
+def test_validation_count_too_large(workspace: Path, params: dict[str, Any], count: int) -> None:
+    params["normalize"]["validation"] = count
+    write_params(params, workspace)
+    write_raw()
+    message = refused()
+    assert f"params.yaml: normalize.validation: found {count}" in message
+    assert "the training file has 300 images" in message
+
+
+def test_images_and_labels_that_do_not_match(workspace: Path) -> None:
+    images, labels = make_images(100, 2)
+    write_raw(test=(images, labels[:-1]))
+    message = refused()
+    assert f"{RAW / FILES['test_images']} has 100 images, {RAW / FILES['test_labels']} has 99 labels" in message
+
+
+def test_refusal_keeps_the_splits_of_an_earlier_run(workspace: Path) -> None:
+    write_raw()
+    normalize.main()
+    before = read_splits(0.5, 0.5)["test"].clone()
+    images, labels = make_images(100, 5)
+    images[0] = 0
+    write_raw(test=(images, labels))
+    with pytest.raises(UserError, match="no constant image"):
+        normalize.main()
+    after = read_splits(0.5, 0.5)["test"]
+    assert torch.equal(before["image"], after["image"])
