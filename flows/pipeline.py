@@ -106,10 +106,15 @@ def pipeline(
         override_params(folder / PARAMS, changes)
         graph = read_graph(folder, targets or [])
         run_graph(folder, graph, force=force)
-        if not in_place:
-            workspace.save(folder, name)
-            if workspace.has_remote(folder):
-                push(folder, name)
+        if in_place:
+            return
+        if stale := read_stale(folder):
+            # DVC would save their old outputs as if they were made of the new inputs
+            get_run_logger().warning("not saved as an experiment: targets left out %s", ", ".join(sorted(stale)))
+            return
+        workspace.save(folder, name)
+        if workspace.has_remote(folder):
+            push(folder, name)
 
 
 def run_graph(folder: Path, graph: Mapping[str, set[str]], *, force: bool) -> None:

@@ -46,7 +46,8 @@ def metric_rows(diff: Mapping[str, Any]) -> list[dict[str, str]]:
         for metric, values in sorted(metrics.items()):
             change = values.get("diff") or 0
             direction = "" if not change else f"▲ {change:+.5g}" if change > 0 else f"▼ {change:+.5g}"
-            base, run = (f"{values[side]:.5g}" if side in values else "" for side in ("old", "new"))
+            sides = (values.get("old"), values.get("new"))
+            base, run = ("" if value is None else f"{value:.5g}" for value in sides)
             rows.append({"metric": f"{Path(path).stem}.{metric}", "base": base, "run": run, "change": direction})
     return rows
 

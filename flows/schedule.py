@@ -25,6 +25,7 @@ from stages.core.errors import UserError, reported
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 POOL = "vision-pipeline"
+SHIFT_S = 5  # a worker that ends sooner will not do better when started again
 START_S = 120  # for the server's first start, which makes its database
 
 
@@ -90,13 +91,21 @@ def serve(port: int) -> None:
         bury_dead_runs(env)
         prefect(env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         prefect(env, "deploy", "--all")
-        worker = start(stack, env, "worker", "start", "--pool", POOL)
         print(f"schedule: running; see http://127.0.0.1:{port}, start a run with", flush=True)
         print(f"  PREFECT_API_URL={env['PREFECT_API_URL']} prefect deployment run pipeline/on-demand", flush=True)
         print("ctrl-C stops all of it", flush=True)
-        while server.poll() is None and worker.poll() is None:
-            time.sleep(1)
-    raise UserError("the Prefect server or the worker has ended")
+        while server.poll() is None:
+            started = time.monotonic()
+            with ExitStack() as shift:
+                worker = start(shift, env, "worker", "start", "--pool", POOL)
+                while server.poll() is None and worker.poll() is None:
+                    time.sleep(1)
+            # a run whose worker is gone ends with it, and the next one needs a new worker
+            if server.poll() is None:
+                print(f"schedule: the worker ended with status {worker.returncode}, starting another", flush=True)
+            if time.monotonic() - started < SHIFT_S:
+                raise UserError("the worker ends as soon as it starts")
+    raise UserError(f"the Prefect server ended with status {server.returncode}")
 
 
 def main() -> None:

@@ -54,7 +54,8 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
     share, spread = correct / total, z * z / total
     center = (share + spread / 2) / (1 + spread)
     half = z * sqrt(share * (1 - share) / total + spread / total / 4) / (1 + spread)
-    return center - half, center + half
+    # rounding must not put the share itself outside, at 0 and at 1
+    return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
 
 
 def measure(logits_NK: Tensor, labels_N: Tensor) -> tuple[dict[str, Any], dict[str, list[float]]]:

@@ -67,6 +67,14 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
         raise UserError(f"{path} does not load in ONNX Runtime: {error}") from error
 
 
+def check_signature(session: onnxruntime.InferenceSession, image_shape: list[int], num_classes: int) -> None:
+    """Raise `UserError` where the file does not take and give what the model does."""
+    (image,), (logits, _) = session.get_inputs(), session.get_outputs()
+    if image.shape[1:] != image_shape or logits.shape[1:] != [num_classes]:
+        found = f"images {image.shape[1:]} to {logits.shape[1:]} logits"
+        raise UserError(f"{ONNX} maps {found}, {MODEL} maps images {image_shape} to [{num_classes}] logits")
+
+
 def run_onnx(session: onnxruntime.InferenceSession, images_NCHW: Tensor, batch_size: int) -> Tensor:
     """Logits for raw uint8 pixels."""
     batches = (batch.numpy() for batch in images_NCHW.split(batch_size))
@@ -95,9 +103,12 @@ def main() -> None:
     session = open_session(ONNX)
     model, manifest = load_checkpoint(MODEL)
     num_classes = len(manifest.classes)
+    check_signature(session, [*manifest.image_shape], num_classes)
     raw = read_raw(folder, "test")
     validate(raw, schemas.raw(num_classes), folder)
     test = read_tensors(TEST, schemas.normalized(num_classes, manifest.mean, manifest.std))
+    if raw["image"].shape != test["image"].shape:
+        raise UserError(f"{folder} has test images {[*raw['image'].shape]}, {TEST} has {[*test['image'].shape]}")
     evaluated = read_table(PREDICTIONS, schemas.predictions(num_classes, len(test)))
 
     labels_N, pytorch_NK = test["label"], run_pytorch(model, test["image"])
@@ -112,7 +123,7 @@ def main() -> None:
         compared[name] = compare(run_onnx(session, images, len(images)), expected_NK, knobs.max_abs_diff)
 
     accuracy = {"onnx": onnx_NK.argmax(1) == labels_N, "pytorch": pytorch_NK.argmax(1) == labels_N}
-    evaluated_N = torch.from_numpy(evaluated["prediction"].to_numpy())
+    evaluated_N = torch.from_numpy(evaluated["prediction"].to_numpy(writable=True))
     report = {
         "max_abs_diff": max(result.max_abs_diff for result in compared.values()),
         "label_agreement": 1 - max(result.different_labels + result.near_ties for result in on_test) / len(test),

@@ -62,9 +62,10 @@ def make_schedule(
         case params.Constant():
             return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
         case params.OneCycle(warmup=warmup):
-            return torch.optim.lr_scheduler.OneCycleLR(
-                optimizer, optimizer.param_groups[0]["lr"], total_steps=steps, pct_start=warmup
-            )
+            steps = max(steps, 3)
+            warmup = max(warmup, 2 / steps)  # torch divides by the length of each leg
+            peak = optimizer.param_groups[0]["lr"]
+            return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=warmup)
 
 
 def assess(model: nn.Module, data: TensorDict, batch_size: int = 1000) -> tuple[float, float]:

@@ -2,7 +2,6 @@ import json
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from stages.core import summary
 from stages.core.errors import UserError
@@ -42,13 +41,6 @@ EXPECTED = [
     ["F1", "0.9942"],
     ["parity", "99.99% of 10,000 labels equal, logits within 1.5e-05"],
 ]
-
-
-def test_table() -> None:
-    console = Console(width=100)
-    with console.capture() as captured:
-        console.print(summary.tabulate(EVALUATION, PARITY))
-    assert cells(captured.get()) == EXPECTED
 
 
 def test_main_prints_the_last_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
