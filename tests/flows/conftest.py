@@ -1,5 +1,6 @@
 """A real Prefect server for all flow tests, and a small project whose stages take moments."""
 
+import signal
 import socket
 import subprocess
 import sys
@@ -40,6 +41,12 @@ time.sleep(seconds)
 Path(f"{name}.txt").write_text(name)
 Path(f"{name}.times").write_text(f"{started} {time.time()}")
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """What a shell starts in the background ignores ctrl-C, and so would all that the tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def free_port() -> int:

@@ -1,0 +1,122 @@
+"""What the flow costs over bare `dvc repro`, side by side: `python -m benchmarks.flow` writes benchmarks/flow.md.
+
+Two small DVC projects are made in a temporary folder, against a Prefect server that is up. Each figure is the wall time
+of a whole process, the two commands in turn.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import httpx
+
+from flows import leash
+
+PROJECT = Path(__file__).parent.parent
+DVC = [sys.executable, "-m", "dvc", "repro"]
+FLOW = [sys.executable, "-m", "flows.pipeline"]
+SLEEPERS = """
+stages:
+  one: {cmd: sleep 5 && echo > one.txt, outs: [one.txt]}
+  two: {cmd: sleep 5 && echo > two.txt, outs: [two.txt]}
+"""
+
+
+@contextmanager
+def server(home: Path) -> Iterator[dict[str, str]]:
+    """A Prefect server that is up, as the environment of its clients."""
+    port = 4257
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+    url = f"http://127.0.0.1:{port}/api"
+    command = [sys.executable, leash.__file__, sys.executable, "-m", "prefect", "server", "start", "--port", str(port)]
+    process = subprocess.Popen(
+        command, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while True:
+        try:
+            if httpx.get(f"{url}/health").is_success:
+                break
+        except httpx.TransportError:
+            time.sleep(0.5)
+    yield {**env, "PREFECT_API_URL": url}
+    assert process.stdin
+    process.stdin.close()
+    process.wait()
+
+
+def copy_project(folder: Path) -> None:
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=PROJECT, check=True, capture_output=True, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PROJECT / name, folder / name)
+    identity = ["-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "benchmark"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+
+
+def seconds(command: list[str], folder: Path, env: dict[str, str]) -> float:
+    started = time.perf_counter()
+    subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return time.perf_counter() - started
+
+
+def pairs(runs: int, folder: Path, env: dict[str, str], *options: str) -> list[list[float]]:
+    """Wall seconds of the flow and of dvc repro, `runs` times in turn."""
+    return [[seconds([*command, *options], folder, env) for command in (FLOW, DVC)] for _ in range(runs)]
+
+
+def row(what: str, measured: list[list[float]]) -> str:
+    flow, dvc = ([pair[side] for pair in measured] for side in (0, 1))
+    cells = [f"{median(times):.1f} ({min(times):.1f} to {max(times):.1f})" for times in (flow, dvc)]
+    return f"| {what} | {cells[0]} | {cells[1]} | {median(a - b for a, b in measured):+.1f} | {len(measured)} |"
+
+
+def main() -> None:
+    parser = ArgumentParser("python -m benchmarks.flow", description=__doc__)
+    parser.add_argument("--runs", type=int, default=5, help="pairs of short runs (default: 5)")
+    parser.add_argument("--full-runs", type=int, default=1, help="pairs of full runs on real data (default: 1)")
+    arguments = parser.parse_args()
+    results: dict[str, list[list[float]]] = {}
+    with tempfile.TemporaryDirectory() as scratch, server(Path(scratch) / "home") as env:
+        sleepers, pipeline = Path(scratch) / "sleepers", Path(scratch) / "pipeline"
+        copy_project(sleepers)
+        (sleepers / "dvc.yaml").write_text(SLEEPERS)
+        results["two independent stages of 5 s"] = pairs(arguments.runs, sleepers, env, "--force")
+        copy_project(pipeline)
+        subprocess.run(DVC, cwd=pipeline, env=env, check=True)
+        results["nothing to do"] = pairs(arguments.runs, pipeline, env)
+        alone = {name: value for name, value in env.items() if name != "PREFECT_API_URL"}
+        results["nothing to do, temporary server"] = pairs(arguments.runs, pipeline, alone)
+        results["all six stages on MNIST"] = pairs(arguments.full_runs, pipeline, env, "--force")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("prefect", "dvc", "torch"))
+    lines = [
+        f"# Flow against `dvc repro`, {datetime.now(UTC):%Y-%m-%d}",
+        "",
+        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}."
+        " Wall seconds of the whole process: median (smallest to largest).",
+        "",
+        "| | flow | `dvc repro` | median difference | pairs |",
+        "|---|---|---|---|---|",
+        *(row(what, measured) for what, measured in results.items()),
+    ]
+    target = PROJECT / "benchmarks"
+    (target / "flow.md").write_text("\n".join(lines) + "\n")
+    (target / "flow.json").write_text(json.dumps(results, indent=2) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
