@@ -103,8 +103,8 @@ def pipeline(
     project, name = Path.cwd(), re.sub(r"[^A-Za-z0-9._-]+", "-", flow_run.name)
     changes = {**({"recipe": recipe} if recipe else {}), **(overrides or {})}
     with workspace.in_place(project) if in_place else workspace.isolated(project, name) as folder:
-        override_params(folder / PARAMS, changes)
         graph = read_graph(folder, targets or [])
+        override_params(folder / PARAMS, changes)
         run_graph(folder, graph, force=force)
         if in_place:
             return
