@@ -158,13 +158,17 @@ def test_no_process_survives_the_flow(clone: Clone, prefect_env: dict[str, str],
         flow = subprocess.Popen(
             command, cwd=clone.folder, stdout=output, stderr=output, env=clone.environment(prefect_env)
         )
-    wait_for(lambda: "epoch 3/1000" in log.read_text() or flow.poll() is not None, 90, "the training")
-    family = psutil.Process(flow.pid).children(recursive=True)
-    assert any("stages.train" in process.cmdline() for process in family), log.read_text()
-    flow.send_signal(ending)
-    flow.wait(timeout=60)
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert alive == []
+    try:
+        wait_for(lambda: "epoch 3/1000" in log.read_text() or flow.poll() is not None, 300, "the training")
+        family = psutil.Process(flow.pid).children(recursive=True)
+        assert any("stages.train" in process.cmdline() for process in family), log.read_text()
+        flow.send_signal(ending)
+        flow.wait(timeout=60)
+        _, alive = psutil.wait_procs(family, timeout=20)
+        assert alive == []
+    finally:
+        flow.kill()
+        flow.wait()
     clone.run("git", "checkout", "--quiet", "params.yaml")
     clone.run("dvc", "repro", "train")
     assert "up to date" in clone.run("dvc", "status", "train").stdout

@@ -74,6 +74,6 @@ def test_two_workers_on_postgresql(
             schedule.start(stack, env, "worker", "start", "--pool", schedule.POOL, "--name", worker, "--limit", "1")
         with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
             runs = [start_run(client, {"force": True}) for _ in range(2)]
-            ended = [wait_for(lambda run=run: finished(client, run), 120, "both runs") for run in runs]
+            ended = [wait_for(lambda run=run: finished(client, run), 300, "both runs") for run in runs]
     assert all(run.state.is_completed() for run in ended)
     assert {run.name for run in ended} <= set(project.run("dvc", "exp", "list", "--name-only").stdout.split())
