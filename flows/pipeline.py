@@ -181,6 +181,8 @@ def main() -> None:
         if not equals:
             parser.error(f"--set-param {assignment}: expected FIELD=VALUE")
         overrides[field] = YAML(typ="safe").load(value)
+    # polars has put its own handler here, after which a wait without a time limit is not interrupted any more
+    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
     with reported("pipeline"):
         load_params()
         pipeline(arguments.recipe, overrides, arguments.force, arguments.targets, in_place=not arguments.isolated)

@@ -149,7 +149,7 @@ def test_a_temporary_failure_is_tried_again(project: Clone, prefect_env: dict[st
     assert (project.folder / "d.txt").exists()
 
 
-@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_process_survives_the_flow(clone: Clone, prefect_env: dict[str, str], ending: signal.Signals) -> None:
     """Ended in the middle of the training; then the next run is good."""
     command = [sys.executable, "-m", "flows.pipeline", "-S", "recipes.convnet.epochs=1000"]
