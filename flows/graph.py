@@ -1,8 +1,9 @@
-"""DVC's own graph of stages. `Repo.index.graph` is no documented API: this file alone touches it."""
+"""What DVC knows of the project: its graph, what is stale, what changed. No documented API: it stays in this file."""
 
 from collections.abc import Sequence
 from graphlib import TopologicalSorter
 from pathlib import Path
+from typing import Any
 
 from dvc.dvcfile import PROJECT_FILE
 from dvc.lock import LockError
@@ -43,6 +44,13 @@ def read_stale(folder: Path) -> set[str]:
             return {address(stage) for stage in repo.index.stages if stage.addressing in stale}
     except LockError as error:
         raise UserError(f"another DVC process is at work in {folder}: {error}") from error
+
+
+def read_metrics_diff(folder: Path) -> dict[str, dict[str, Any]]:
+    """By file and metric, what `dvc metrics diff` says of the workspace against HEAD: `old`, `new` and `diff`."""
+    with Repo(str(folder)) as repo:
+        diff: dict[str, dict[str, Any]] = repo.metrics.diff(all=True).get("diff", {})
+        return diff
 
 
 def address(stage: Stage) -> str:

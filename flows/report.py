@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 
-from flows.workspace import dvc
+from flows.graph import read_metrics_diff
 
+CELL = 48  # pixels
 PREDICTIONS = Path("artifacts/plots/predictions.csv")
 PARITY = Path("artifacts/metrics/parity.json")
 
@@ -22,7 +23,7 @@ def publish(folder: Path, states: Mapping[str, State[Any]]) -> None:
     """Make the artifacts; those whose files a failed run has not written are left out."""
     rows = [stage_row(stage, state) for stage, state in states.items()]
     create_table_artifact(rows, key="stages", description="What each stage did")
-    if rows := metric_rows(json.loads(dvc(folder, "metrics", "diff", "--all", "--json", "HEAD"))):
+    if rows := metric_rows(read_metrics_diff(folder)):
         create_table_artifact(rows, key="metrics", description="Metrics against the base revision")
     if (folder / PREDICTIONS).exists():
         picture = base64.b64encode(draw_confusion(pl.read_csv(folder / PREDICTIONS))).decode()
@@ -53,18 +54,25 @@ def metric_rows(diff: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def draw_confusion(predictions: pl.DataFrame) -> bytes:
-    """A PNG of the counts by label and prediction."""
+    """A PNG of the counts by label (rows) and prediction (columns), a cell for each."""
     size = int(predictions.select(pl.max_horizontal(pl.max("label", "prediction"))).item()) + 1
-    figure = Figure(figsize=(5, 5), dpi=100, layout="constrained")
-    axes = figure.subplots()
-    counts = predictions.group_by("label", "prediction").len()
-    # logarithmic shades: the few mistakes are what one looks for
-    shades = [[0.0] * size for _ in range(size)]
-    for label, prediction, count in counts.iter_rows():
-        axes.text(prediction, label, str(count), ha="center", va="center", fontsize=7)
-        shades[label][prediction] = len(str(count))
-    axes.imshow(shades, cmap="Blues", vmax=6)
-    axes.set(xlabel="prediction", ylabel="label", xticks=range(size), yticks=range(size))
+    font, edge = ImageFont.load_default(size=14), CELL * (size + 2)
+    picture = Image.new("RGB", (edge, edge), "white")
+    draw = ImageDraw.Draw(picture)
+
+    def write(column: float, row: float, text: str, color: str = "black") -> None:
+        draw.text((CELL * (column + 1.5), CELL * (row + 1.5)), text, color, font, anchor="mm")
+
+    for index in range(size):
+        write(index, -1, str(index))
+        write(-1, index, str(index))
+    write((size - 1) / 2, size, "columns: prediction, rows: label")
+    for label, prediction, count in predictions.group_by("label", "prediction").len().iter_rows():
+        left, top = CELL * (prediction + 1), CELL * (label + 1)
+        # by powers of ten: the few mistakes are what one looks for
+        shade = ("#deebf7", "#9ecae1", "#4292c6", "#08519c")[min(len(str(count)), 4) - 1]
+        draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), shade)
+        write(prediction, label, str(count), "white" if count >= 100 else "black")
     png = io.BytesIO()
-    figure.savefig(png, format="png")
+    picture.save(png, format="png")
     return png.getvalue()
