@@ -20,7 +20,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
 from flows import leash
-from flows.workspace import locked
+from stages.core.artifacts import locked
 from stages.core.errors import UserError, reported
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]

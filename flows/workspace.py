@@ -1,6 +1,5 @@
 """Where a flow runs: in place, or in a checkout of its own that shares DVC's cache and is saved as an experiment."""
 
-import fcntl
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from dvc.repo import Repo
 
+from stages.core.artifacts import locked
 from stages.core.errors import UserError
 
 CHECKOUTS = Path(".dvc/tmp/flows")
@@ -49,6 +49,11 @@ def isolated(project: Path, name: str) -> Iterator[Path]:
 
 def check_out(project: Path, folder: Path) -> None:
     command(project, "git", "worktree", "add", "--quiet", "--detach", str(folder), "HEAD")
+    # a run that goes on with the training of one that died finds its checkpoint
+    checkpoints = project / "artifacts/checkpoints"
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    (folder / "artifacts").mkdir(exist_ok=True)
+    (folder / "artifacts/checkpoints").symlink_to(checkpoints)
     # where the remote is set for this machine alone, the checkout needs it too
     if (local := project / ".dvc/config.local").exists():
         shutil.copy(local, folder / ".dvc/config.local")
@@ -88,11 +93,3 @@ def sweep(project: Path) -> None:
                 remove(project, lock.with_suffix(""))
         except BlockingIOError:
             continue
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold an exclusive lock that ends with this process; `BlockingIOError` where another holds it."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield

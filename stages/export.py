@@ -45,6 +45,8 @@ def to_onnx(model: nn.Module, manifest: Manifest, opset: int) -> onnx.ModelProto
     with warnings.catch_warnings():
         # torch's exporter warns of its own use of deprecated functions
         warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
+        # and that an LSTM keeps its weights twice
+        warnings.filterwarnings("ignore", r"The tensor attributes? .*_flat_weights", UserWarning)
         program = torch.onnx.export(
             deployed,
             (example,),

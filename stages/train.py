@@ -2,131 +2,197 @@
 
 Reads artifacts/normalized/train and artifacts/normalized/validation.
 Writes artifacts/model/model.pt, the weights of the epoch that did best on the validation split, and
-artifacts/plots/history.csv, one row per epoch; while it runs, artifacts/live/ for DVCLive's watchers.
-Fails when the loss is not finite or the device is missing.
+artifacts/plots/history.csv, one row per epoch; while it runs, artifacts/live/ for DVCLive's watchers and
+artifacts/checkpoints/, from which a killed training goes on.
+Fails when the loss is not finite, the device is missing or one of several processes dies.
 
-Shape suffixes: N images of a batch, C = 1 channel, H x W pixels, K classes.
+`train.processes` of params.yaml, or torchrun, makes it several processes that share each batch (PyTorch's DDP).
+
+Shape suffixes: N images of a batch, S steps, C planes, H x W pixels, K classes.
 """
 
 import hashlib
+import time
 from collections.abc import Callable, Iterator
-from copy import deepcopy
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any, NamedTuple, Self, cast
 
 import polars as pl
 import torch
-import torch.nn.functional as F
+import torch.distributed as dist
 from dvclive.live import Live
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensordict import TensorDict
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from stages.core import params, schemas
+from stages.core import params, resume, schemas
 from stages.core.artifacts import read_tensors, validate, write_table
+from stages.core.augmentation import augment
 from stages.core.checkpoint import Manifest, save_checkpoint
 from stages.core.errors import reported
 from stages.core.models import build_model
-from stages.core.runtime import autocast_dtype, pick_device
+from stages.core.optimization import l1_norm, loss_of, make_optimizer, make_schedule
+from stages.core.runtime import autocast_dtype, fits, group, joined, launch, pick_device, place
 
 NORMALIZED = Path("artifacts/normalized")
 MODEL = Path("artifacts/model/model.pt")
 HISTORY = Path("artifacts/plots/history.csv")
 LIVE = "artifacts/live"
+ASSESSED = 1000  # images a batch without gradients
 
 
-def shift(images_NCHW: Tensor, pixels: int, generator: torch.Generator) -> Tensor:
-    """Move each image by its own random -pixels..pixels in both directions; the border's pixels fill the gap."""
-    count, _, height, width = images_NCHW.shape
-    padded = F.pad(images_NCHW, [pixels] * 4, mode="replicate")
-    corners_N2 = torch.randint(2 * pixels + 1, (count, 2), generator=generator).to(images_NCHW.device)
-    rows_NH = corners_N2[:, :1] + torch.arange(height, device=images_NCHW.device)
-    columns_NW = corners_N2[:, 1:] + torch.arange(width, device=images_NCHW.device)
-    batch_N = torch.arange(count, device=images_NCHW.device)
-    return padded[batch_N[:, None, None, None], 0, rows_NH[:, None, :, None], columns_NW[:, None, None, :]]
+class Training(NamedTuple):
+    """What a step changes."""
+
+    model: nn.Module
+    average: AveragedModel | None  # of the model's weights and statistics
+    optimizer: torch.optim.Optimizer
+    schedule: LRScheduler
+
+    @property
+    def result(self) -> nn.Module:
+        """The model that the training is for."""
+        return self.model if self.average is None else self.average.module
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._asdict().items() if part}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, part in self._asdict().items():
+            if part:
+                part.load_state_dict(state[name])
 
 
-def make_optimizer(model: nn.Module, config: params.Sgd | params.AdamW) -> torch.optim.Optimizer:
-    match config:
-        case params.Sgd(lr=lr, momentum=momentum, weight_decay=decay):
-            return torch.optim.SGD(model.parameters(), lr, momentum, weight_decay=decay)
-        case params.AdamW(lr=lr, weight_decay=decay):
-            return torch.optim.AdamW(model.parameters(), lr, weight_decay=decay)
+def start_training(recipe: params.Recipe, model: nn.Module, train_images: int) -> Training:
+    """Everything fresh but `model`, which is on its device."""
+    steps = recipe.epochs * count_steps(recipe, train_images)
+    optimizer = make_optimizer(model, recipe.optimizer)
+    schedule = make_schedule(optimizer, recipe.schedule, steps)
+    decay = recipe.regularization.ema
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    return Training(model, average, optimizer, schedule)
 
 
-def make_schedule(
-    optimizer: torch.optim.Optimizer, config: params.Constant | params.OneCycle, steps: int
-) -> LRScheduler:
-    match config:
-        case params.Constant():
-            return torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        case params.OneCycle(warmup=warmup):
-            steps = max(steps, 3)
-            warmup = max(warmup, 2 / steps)  # torch divides by the length of each leg
-            peak = optimizer.param_groups[0]["lr"]
-            return torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=warmup)
+def count_steps(recipe: params.Recipe, train_images: int) -> int:
+    """Full batches in an epoch: what is left over is another's turn in the next epoch."""
+    return train_images // min(recipe.batch_size, train_images)
 
 
-def assess(model: nn.Module, data: TensorDict, batch_size: int = 1000) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy on all of `data`, without augmentation."""
+def batches(data: TensorDict, order_SN: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and labels of each row of `order_SN`, on `device`.
+
+    Data that are too large for it are read one batch ahead, for CUDA through pinned memory.
+    """
+    images_NCHW, labels_N = data["image"], data["label"]
+    if images_NCHW.device == device and (device.type != "cpu" or fits(data, device)):
+        for picked_N in order_SN.to(device):
+            yield images_NCHW[picked_N], labels_N[picked_N]
+        return
+
+    def fetch(picked_N: Tensor) -> tuple[Tensor, Tensor]:
+        batch = images_NCHW[picked_N], labels_N[picked_N]
+        if device.type == "cuda":
+            batch = batch[0].pin_memory(), batch[1].pin_memory()
+        return batch[0].to(device, non_blocking=True), batch[1].to(device, non_blocking=True)
+
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(fetch, order_SN[0])
+        for picked_N in order_SN[1:]:
+            batch, coming = coming.result(), reader.submit(fetch, picked_N)
+            yield batch
+        yield coming.result()
+
+
+def total(*sums: Tensor) -> list[float]:
+    """Each summed over all processes."""
+    together = torch.stack(sums)
+    if dist.is_initialized():
+        dist.all_reduce(together)
+    return together.tolist()
+
+
+def assess(
+    model: nn.Module, data: TensorDict, loss: params.CrossEntropy | params.Mse, device: torch.device
+) -> tuple[float, float]:
+    """Mean loss and accuracy on all of `data`, without augmentation and dropout."""
+    rank, processes = group()
     model.eval()
-    loss, correct = torch.zeros((), device=data.device), torch.zeros((), device=data.device)
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     with torch.inference_mode():
-        for batch in data.split(batch_size):
+        for start in range(rank * ASSESSED, len(data), processes * ASSESSED):
+            batch = data[start : start + ASSESSED].to(device)
             logits_NK = model(batch["image"]).float()
-            loss += F.cross_entropy(logits_NK, batch["label"], reduction="sum")
+            loss_sum += loss_of(logits_NK, batch["label"], loss) * len(batch)
             correct += (logits_NK.argmax(1) == batch["label"]).sum()
-    return loss.item() / len(data), correct.item() / len(data)
+    loss_total, correct_total = total(loss_sum, correct)
+    return loss_total / len(data), correct_total / len(data)
 
 
 def fit(
-    model: nn.Module,
+    training: Training,
     recipe: params.Recipe,
     train: TensorDict,
     validation: TensorDict,
-    generator: torch.Generator,
+    seed: int,
     *,
+    first_epoch: int = 1,
+    compile_mode: str = "off",
     stepped: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, float]]:
-    """Train `model` in place and yield each epoch's row of the history.
+    """Train in place and yield each epoch's row of the history.
 
-    Model and data are on one device; `generator`, on the CPU, draws the order and the augmentation, so that every
-    device sees the same batches. A last batch that would be smaller than the others is made of what is left.
+    The data lie on the model's device, or in memory maps. Every epoch draws from random streams of its own, so that one
+    can begin at any epoch; order and augmentation are those of one process also where several share the batches.
     """
-    device = train["image"].device
+    rank, processes = group()
+    device = next(training.model.parameters()).device
     dtype = autocast_dtype(recipe.precision, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-    steps = -(-len(train) // recipe.batch_size)
-    optimizer = make_optimizer(model, recipe.optimizer)
-    schedule = make_schedule(optimizer, recipe.schedule, steps * recipe.epochs)
-    images_NCHW, labels_N = train["image"], train["label"]
+    network = DistributedDataParallel(training.model) if processes > 1 else training.model
+    if compile_mode != "off":
+        network = torch.compile(network, mode=compile_mode)  # type: ignore[assignment]  # it is called alike
+    steps, per_process = count_steps(recipe, len(train)), min(recipe.batch_size, len(train)) // processes
 
-    for epoch in range(1, recipe.epochs + 1):
-        model.train()
-        lr = float(schedule.get_last_lr()[0])
+    for epoch in range(first_epoch, recipe.epochs + 1):
+        order_generator, noise = (torch.Generator(place) for place in ("cpu", device))
+        stream = (seed << 20) + epoch
+        order_generator.manual_seed(stream)
+        noise.manual_seed(stream + (1 << 53))
+        torch.manual_seed(stream + ((2 + rank) << 53))  # for dropout
+        order_SN = torch.randperm(len(train), generator=order_generator)[: steps * per_process * processes]
+        mine_SN = order_SN.view(steps, processes, per_process)[:, rank]
+        network.train()
+        lr = float(training.schedule.get_last_lr()[0])
         # summed on the device: asking for a number at every step would wait for every step
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-        for picked in torch.randperm(len(train), generator=generator).to(device).split(recipe.batch_size):
-            batch_NCHW, target_N = images_NCHW[picked], labels_N[picked]
-            if recipe.augmentation.shift:
-                batch_NCHW = shift(batch_NCHW, recipe.augmentation.shift, generator)
+        for images_NCHW, labels_N in batches(train, mine_SN, device):
             with autocast:
-                logits_NK = model(batch_NCHW)
-            loss = F.cross_entropy(logits_NK.float(), target_N, label_smoothing=recipe.loss.label_smoothing)
+                logits_NK = network(augment(images_NCHW, recipe.augmentation, noise, rank, processes))
+            loss = loss_of(logits_NK.float(), labels_N, recipe.loss)
+            loss_sum += loss.detach() * per_process
+            correct += (logits_NK.detach().argmax(1) == labels_N).sum()
+            if recipe.regularization.l1:
+                loss = loss + recipe.regularization.l1 * l1_norm(training.model)
             loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            schedule.step()
-            loss_sum += loss.detach() * len(picked)
-            correct += (logits_NK.detach().argmax(1) == target_N).sum()
+            training.optimizer.step()
+            training.optimizer.zero_grad()
+            training.schedule.step()
+            if training.average:
+                training.average.update_parameters(training.model)
             stepped()
+        train_loss, train_correct = total(loss_sum, correct)
         with autocast:
-            validation_loss, validation_accuracy = assess(model, validation)
+            validation_loss, validation_accuracy = assess(training.result, validation, recipe.loss, device)
         yield {
             "epoch": epoch,
-            "train_loss": loss_sum.item() / len(train),
-            "train_accuracy": correct.item() / len(train),
+            "train_loss": train_loss / order_SN.numel(),
+            "train_accuracy": train_correct / order_SN.numel(),
             "validation_loss": validation_loss,
             "validation_accuracy": validation_accuracy,
             "lr": lr,
@@ -142,60 +208,160 @@ def hash_tensors(*splits: TensorDict) -> str:
     return digest.hexdigest()
 
 
+class Watch:
+    """What one sees of a running training: a bar, a line for each epoch, and the files of DVCLive."""
+
+    def __init__(self, recipe: params.Recipe, train_images: int) -> None:
+        self.epochs, self.steps = recipe.epochs, count_steps(recipe, train_images)
+        self.images = self.steps * min(recipe.batch_size, train_images)
+        console = Console()
+        columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self.bar = self.progress.add_task("train", total=self.epochs * self.steps, epoch=1)
+        self.live = Live(LIVE, save_dvc_exp=False, dvcyaml=False)
+        self.since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+        self.live.end()
+
+    def step(self) -> None:
+        self.progress.advance(self.bar)
+
+    def log(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name != "epoch":
+                self.live.log_metric(name, value)
+        self.live.next_step()
+        self.progress.update(self.bar, epoch=row["epoch"] + 1, completed=row["epoch"] * self.steps)
+
+    def tell(self, row: dict[str, float]) -> None:
+        self.log(row)
+        now = time.monotonic()
+        took, self.since = now - self.since, now
+        text = (
+            f"train: epoch {row['epoch']}/{self.epochs}, loss {row['train_loss']:.4f},"
+            f" validation loss {row['validation_loss']:.4f}, accuracy {row['validation_accuracy']:.2%},"
+            f" {self.images / took:,.0f} images/s, {took * (self.epochs - row['epoch']):.0f} s left"
+        )
+        self.progress.console.print(text, soft_wrap=True)
+
+
+def best_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The first row of the highest validation accuracy."""
+    return max(rows, key=lambda row: row["validation_accuracy"])
+
+
+def is_over(rows: list[dict[str, float]], recipe: params.Recipe) -> bool:
+    patience = recipe.regularization.patience
+    tired = bool(patience and rows) and rows[-1]["epoch"] - best_of(rows)["epoch"] >= patience
+    return tired or len(rows) == recipe.epochs
+
+
+def go_on(training: Training, checkpoint: Path | None) -> tuple[list[dict[str, float]], dict[str, Tensor]]:
+    """Load an unfinished training, where there is one: the rows of its history and the weights of its best epoch."""
+    saved = [resume.load(checkpoint) if checkpoint else None]
+    if dist.is_initialized():  # the first process alone has read it
+        dist.broadcast_object_list(saved)
+    if saved[0] is None:
+        return [], {}
+    training.load_state_dict(saved[0]["training"])
+    return saved[0]["rows"], saved[0]["weights"]
+
+
 def main() -> None:
     knobs = params.load_params()
-    recipe, classes, pixels = knobs.chosen_recipe, knobs.chosen_dataset.classes, knobs.normalize
     device = pick_device(knobs.device)
+    launch("stages.train", knobs.train.processes, device)
+    try:
+        with joined(device) as own:
+            run(knobs, own)
+    except KeyboardInterrupt:
+        print("train: the next run goes on after the last finished epoch", flush=True)
+        raise
+
+
+def run(knobs: params.Params, device: torch.device) -> None:
+    recipe, classes, pixels = knobs.chosen_recipe, knobs.chosen_dataset.classes, knobs.normalize
     schema = schemas.normalized(len(classes), pixels.mean, pixels.std)
-    splits = [read_tensors(NORMALIZED / name, schema) for name in ("train", "validation")]
-    train, validation = (data.to(device) for data in splits)
-    image_shape = tuple(train["image"].shape[1:])
+    train, validation = (read_tensors(NORMALIZED / name, schema) for name in ("train", "validation"))
+    image_shape, data_sha256 = (
+        cast("tuple[int, int, int]", tuple(train["image"].shape[1:])),
+        hash_tensors(train, validation),
+    )
+    rank, processes = group()
 
     torch.manual_seed(knobs.seed)
     model = build_model(recipe.model, image_shape, len(classes)).to(device).to(memory_format=torch.channels_last)
-    count = sum(weight.numel() for weight in model.parameters())
-    print(f"train: recipe {knobs.recipe}, {count:,} parameters, {len(train):,} images, on {device}", flush=True)
+    if processes > 1 and device.type == "cuda":  # elsewhere each process has batch statistics of its own
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    training = start_training(recipe, model, len(train))
 
-    rows: list[dict[str, float]] = []
-    best: dict[str, float] = {}
-    console = Console()
-    columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    made_of = {"data": data_sha256, "recipe": recipe.model_dump(), "seed": knobs.seed, "classes": len(classes)}
+    key = resume.fingerprint(**made_of, device=device.type, processes=processes, compile=knobs.train.compile)
     with (
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-        Live(LIVE, save_dvc_exp=False, dvcyaml=False) as live,
+        resume.claimed(key) if rank == 0 else nullcontext() as checkpoint,
+        Watch(recipe, len(train)) if rank == 0 else nullcontext() as watch,
     ):
-        bar = progress.add_task("train", total=recipe.epochs * -(-len(train) // recipe.batch_size), epoch=1)
-        generator = torch.Generator().manual_seed(knobs.seed)
-        for row in fit(model, recipe, train, validation, generator, stepped=lambda: progress.advance(bar)):
-            rows.append(row)
-            history = pl.DataFrame(rows)
-            validate(history, schemas.history(), HISTORY)
-            if not best or row["validation_accuracy"] > best["validation_accuracy"]:
-                best, weights = row, deepcopy(model.state_dict())
-            for name, value in row.items():
-                if name != "epoch":
-                    live.log_metric(name, value)
-            live.next_step()
-            progress.update(bar, epoch=row["epoch"] + 1)
-            progress.print(
-                f"train: epoch {row['epoch']}/{recipe.epochs}, loss {row['train_loss']:.4f},"
-                f" validation loss {row['validation_loss']:.4f}, accuracy {row['validation_accuracy']:.2%}"
-            )
+        rows, weights = go_on(training, checkpoint)
+        if watch:
+            count = sum(weight.numel() for weight in model.parameters())
+            goes_on = f", goes on after epoch {len(rows)}" if rows else ""
+            print(f"train: recipe {knobs.recipe}, {count:,} parameters, {len(train):,} images", end=" ")
+            print(f"on {processes} x {device.type}{goes_on}", flush=True)
+            for row in rows:
+                watch.log(row)
+        epochs = fit(
+            training,
+            recipe,
+            place(train, device),
+            place(validation, device),
+            knobs.seed,
+            first_epoch=len(rows) + 1,
+            compile_mode=knobs.train.compile,
+            stepped=watch.step if watch else lambda: None,
+        )
+        while not is_over(rows, recipe):
+            rows.append(row := next(epochs))
+            validate(pl.DataFrame(rows), schemas.history(), HISTORY)
+            if best_of(rows) is row:
+                weights = {name: weight.cpu().clone() for name, weight in training.result.state_dict().items()}
+            if checkpoint:
+                resume.save({"training": training.state_dict(), "rows": rows, "weights": weights}, checkpoint)
+            if watch:
+                watch.tell(row)
+        if dist.is_initialized():
+            dist.barrier()  # nothing is written unless all have come this far
+        if rank == 0:
+            save(knobs, image_shape, data_sha256, rows, weights)
 
+
+def save(
+    knobs: params.Params,
+    image_shape: tuple[int, int, int],
+    data_sha256: str,
+    rows: list[dict[str, float]],
+    weights: dict[str, Tensor],
+) -> None:
+    best = best_of(rows)
     manifest = Manifest(
         format=1,
         recipe=knobs.recipe,
-        settings=recipe,
+        settings=knobs.chosen_recipe,
         dataset=knobs.dataset,
-        classes=classes,
+        classes=knobs.chosen_dataset.classes,
         image_shape=image_shape,
-        mean=pixels.mean,
-        std=pixels.std,
-        data_sha256=hash_tensors(*splits),
+        mean=knobs.normalize.mean,
+        std=knobs.normalize.std,
+        data_sha256=data_sha256,
         epoch=int(best["epoch"]),
     )
-    write_table(history, HISTORY, schemas.history())
-    save_checkpoint(MODEL, manifest, {name: weight.cpu().contiguous() for name, weight in weights.items()})
+    write_table(pl.DataFrame(rows), HISTORY, schemas.history())
+    save_checkpoint(MODEL, manifest, {name: weight.contiguous() for name, weight in weights.items()})
     print(f"train: kept epoch {manifest.epoch}, validation accuracy {best['validation_accuracy']:.2%}, in {MODEL}")
 
 

@@ -1,5 +1,6 @@
 """Files between two stages: validated when written and when read, and whole or not there at all."""
 
+import fcntl
 import json
 import shutil
 from collections.abc import Iterator
@@ -33,6 +34,15 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.replace(path)
     finally:
         remove(partial)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock that ends with this process; `BlockingIOError` where another holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
 
 
 def remove(path: Path) -> None:

@@ -27,7 +27,7 @@ class Manifest(Section):
     epoch: int  # the epoch that did best on the validation split
 
 
-def build(manifest: Manifest) -> nn.Sequential:
+def build(manifest: Manifest) -> nn.Module:
     return build_model(manifest.settings.model, manifest.image_shape, len(manifest.classes))
 
 
@@ -36,7 +36,7 @@ def save_checkpoint(path: Path, manifest: Manifest, weights: dict[str, Tensor]) 
         torch.save({"manifest": manifest.model_dump(), "weights": weights}, file)
 
 
-def load_checkpoint(path: Path) -> tuple[nn.Sequential, Manifest]:
+def load_checkpoint(path: Path) -> tuple[nn.Module, Manifest]:
     """The model in evaluation mode on the CPU, and its manifest; `UserError` where the file is not what was saved."""
     with path.open("rb") as file:
         try:

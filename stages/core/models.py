@@ -1,49 +1,182 @@
-"""Networks that recipes name. Each maps images float32 [N, 1, H, W] to logits [N, K]."""
+"""Networks that recipes name. Each maps images float32 [N, C, H, W] to logits [N, K].
+
+Shape suffixes: N images, C planes, H x W pixels, T steps of a sequence, D features, K classes.
+"""
 
 from itertools import pairwise
-from math import prod
 
-from torch import nn
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from stages.core import params
 from stages.core.errors import UserError
 
 
-def build_model(
-    config: params.Mlp | params.ConvNet, image_shape: tuple[int, int, int], num_classes: int
-) -> nn.Sequential:
-    """A fresh network for images of `image_shape` (C, H, W), initialized from torch's global generator."""
-    match config:
-        case params.Mlp(hidden=hidden):
-            return mlp([prod(image_shape), *hidden, num_classes])
-        case params.ConvNet(channels=channels):
-            return convnet(channels, image_shape, num_classes)
+def build_model(config: params.Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+    """A fresh network for images of `image_shape` (C, H, W), initialized from torch's global generator.
+
+    Raises `UserError` where such a network does not take such images.
+    """
+    planes, height, width = image_shape
+    model: nn.Module
+    try:
+        match config:
+            case params.Mlp(hidden=hidden, dropout=dropout):
+                model = mlp([planes * height * width, *hidden, num_classes], dropout)
+            case params.ConvNet():
+                model = convnet(config, image_shape, num_classes)
+            case params.Vgg():
+                model = vgg(config, planes, num_classes)
+            case params.ResNet():
+                model = resnet(config, planes, num_classes)
+            case params.DenseNet():
+                model = densenet(config, planes, num_classes)
+            case params.Recurrent():
+                model = Recurrent(config, planes * width, num_classes)
+            case params.Transformer():
+                model = Transformer(config, image_shape, num_classes)
+            case params.WaveNet():
+                model = WaveNet(config, planes, num_classes)
+        count_outputs(model, image_shape)
+    except RuntimeError as error:
+        raise UserError(f"a {config.name} like this does not take images of {height}x{width}: {error}") from None
+    return model.train()
 
 
-def mlp(widths: list[int]) -> nn.Sequential:
-    """Linear layers of the given widths, a ReLU after each but the last."""
+def count_outputs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """D of the outputs [N, D] for such images; raises `RuntimeError` where the model does not take them."""
+    with torch.no_grad():
+        outputs: Tensor = model.eval()(torch.zeros((1, *image_shape)))
+    return outputs.shape[1]
+
+
+def mlp(widths: list[int], dropout: float = 0.0) -> nn.Sequential:
+    """Linear layers of the given widths, after each but the last a ReLU and dropout."""
     layers: list[nn.Module] = [nn.Flatten()]
     for wide, narrow in pairwise(widths):
-        layers += [nn.Linear(wide, narrow), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+        layers += [nn.Linear(wide, narrow), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers[:-2])
 
 
-def convnet(channels: list[int], image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
-    """Per entry of `channels`: convolution (5x5 the first, then 3x3), max-pool by 2, batch norm, ReLU; then one linear.
+def convnet(config: params.ConvNet, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
+    """Blocks of convolutions (5x5 the first, then 3x3), each with batch norm and ReLU; then one linear layer.
 
-    Pooling before the norm leaves it a quarter of the pixels to work on.
+    Each block ends in a max-pool by 2; with `head: max` the last one in the maximum over all places instead.
     """
-    depth, (planes, height, width) = len(channels), image_shape
-    if min(height, width) >> depth == 0:
-        raise UserError(f"a convnet of {depth} blocks needs images of {2**depth}x{2**depth}, found {height}x{width}")
     layers: list[nn.Module] = []
-    for block, (fan_in, fan_out) in enumerate(pairwise([planes, *channels])):
-        kernel = 3 if block else 5
-        layers += [
-            nn.Conv2d(fan_in, fan_out, kernel, padding="same", bias=False),
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(fan_out),
-            nn.ReLU(),
-        ]
-    features = channels[-1] * (height >> depth) * (width >> depth)
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, num_classes))
+    planes = image_shape[0]
+    for block, widths in enumerate(config.channels):
+        last = block == len(config.channels) - 1
+        for index, fan_out in enumerate(widths):
+            layers.append(nn.Conv2d(planes, fan_out, 3 if layers else 5, padding="same", bias=False))
+            if index == len(widths) - 1:
+                # before the norm, which then has a quarter of the pixels to work on
+                layers.append(nn.AdaptiveMaxPool2d(1) if last and config.head == "max" else nn.MaxPool2d(2))
+            layers += [nn.BatchNorm2d(fan_out), nn.ReLU()]
+            planes = fan_out
+    trunk = nn.Sequential(*layers, nn.Flatten())
+    return trunk.extend([nn.Dropout(config.dropout), nn.Linear(count_outputs(trunk, image_shape), num_classes)])
+
+
+def vgg(config: params.Vgg, planes: int, num_classes: int) -> nn.Module:
+    """Simonyan & Zisserman 2014, arXiv 1409.1556: torchvision's, its classifier a mean and one linear layer."""
+    from torchvision.models.vgg import VGG, make_layers  # noqa: PLC0415  # seconds that only its users should wait
+
+    features = make_layers(list(config.layers), batch_norm=True)
+    features[0] = nn.Conv2d(planes, features[0].out_channels, 3, padding=1)
+    with torch.device("meta"):  # its classifier of 120 million weights is replaced
+        network = VGG(features, num_classes, init_weights=False)
+    network.avgpool = nn.AdaptiveAvgPool2d(1)
+    *_, fan_in = (width for width in config.layers if isinstance(width, int))
+    network.classifier = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(fan_in, num_classes))
+    return network
+
+
+def resnet(config: params.ResNet, planes: int, num_classes: int) -> nn.Module:
+    """He et al. 2015, arXiv 1512.03385: torchvision's with basic blocks; its stem of stride 4 is a 3x3 of stride 2."""
+    from torchvision.models.resnet import BasicBlock, ResNet  # noqa: PLC0415
+
+    network = ResNet(BasicBlock, config.blocks, num_classes)
+    network.conv1 = nn.Conv2d(planes, network.conv1.out_channels, 3, stride=2, padding=1, bias=False)
+    network.maxpool = nn.Identity()
+    return network
+
+
+def densenet(config: params.DenseNet, planes: int, num_classes: int) -> nn.Module:
+    """Huang et al. 2016, arXiv 1608.06993: torchvision's; its 7x7 stem of stride 2 is a 3x3 of stride 1."""
+    from torchvision.models.densenet import DenseNet  # noqa: PLC0415
+
+    network = DenseNet(
+        config.growth_rate, config.blocks, config.features, drop_rate=config.dropout, num_classes=num_classes
+    )
+    network.features.conv0 = nn.Conv2d(planes, config.features, 3, padding=1, bias=False)
+    return network
+
+
+class Recurrent(nn.Module):
+    """An LSTM or GRU that reads an image row by row; a linear layer on its last output."""
+
+    def __init__(self, config: params.Recurrent, row: int, num_classes: int) -> None:
+        super().__init__()
+        kind = nn.LSTM if config.name == "lstm" else nn.GRU
+        between = config.dropout if config.layers > 1 else 0.0
+        self.rnn = kind(row, config.hidden, config.layers, batch_first=True, dropout=between)
+        self.head = nn.Sequential(nn.Dropout(config.dropout), nn.Linear(config.hidden, num_classes))
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        outputs_NTD, _ = self.rnn(images_NCHW.transpose(1, 2).flatten(2))
+        return self.head(outputs_NTD[:, -1])
+
+
+class Transformer(nn.Module):
+    """An encoder over square patches, with a class token in front as BERT has it (Devlin et al. 2018, arXiv 1810.04805;
+    for images Dosovitskiy et al. 2020, arXiv 2010.11929)."""
+
+    def __init__(self, config: params.Transformer, image_shape: tuple[int, int, int], num_classes: int) -> None:
+        super().__init__()
+        planes, height, width = image_shape
+        if height % config.patch or width % config.patch:
+            raise UserError(f"patches of {config.patch}x{config.patch} do not divide images of {height}x{width}")
+        steps = 1 + height // config.patch * (width // config.patch)
+        self.embed = nn.Conv2d(planes, config.dim, config.patch, stride=config.patch)
+        self.token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.positions = nn.Parameter(0.02 * torch.randn(1, steps, config.dim))
+        layer = nn.TransformerEncoderLayer(
+            config.dim, config.heads, 4 * config.dim, config.dropout, "gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, config.layers, nn.LayerNorm(config.dim), enable_nested_tensor=False)
+        self.head = nn.Linear(config.dim, num_classes)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        patches_NTD = self.embed(images_NCHW).flatten(2).transpose(1, 2)
+        sequence_NTD = torch.cat([self.token.expand(len(patches_NTD), -1, -1), patches_NTD], 1) + self.positions
+        return self.head(self.encoder(sequence_NTD)[:, 0])
+
+
+class WaveNet(nn.Module):
+    """Dilated causal convolutions over the pixels, row after row (van den Oord et al. 2016, arXiv 1609.03499).
+
+    Dilations 1, 2, 4, ... give the last of `layers` a view of 2**layers pixels back; the skip outputs are summed and
+    averaged over all places.
+    """
+
+    def __init__(self, config: params.WaveNet, planes: int, num_classes: int) -> None:
+        super().__init__()
+        width = config.channels
+        self.embed = nn.Conv1d(planes, width, 1)
+        self.dilations = [2**layer for layer in range(config.layers)]
+        self.dilated = nn.ModuleList(nn.Conv1d(width, 2 * width, 2, dilation=step) for step in self.dilations)
+        self.mix = nn.ModuleList(nn.Conv1d(width, 2 * width, 1) for _ in range(config.layers))
+        self.head = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, num_classes))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        signal_NDT = self.embed(images_NCHW.flatten(2))
+        skips_NDT = torch.zeros_like(signal_NDT)
+        for dilation, dilated, mix in zip(self.dilations, self.dilated, self.mix, strict=True):
+            past_NDT = F.pad(signal_NDT, (dilation, 0))
+            filter_NDT, gate_NDT = dilated(past_NDT).chunk(2, dim=1)
+            residual_NDT, skip_NDT = mix(filter_NDT.tanh() * gate_NDT.sigmoid()).chunk(2, dim=1)
+            signal_NDT, skips_NDT = signal_NDT + residual_NDT, skips_NDT + skip_NDT
+        return self.head(self.dropout(skips_NDT.relu().mean(2)))

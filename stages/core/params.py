@@ -8,7 +8,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -17,6 +17,9 @@ from stages.core.errors import UserError, did_you_mean, reported
 PARAMS = Path("params.yaml")
 
 Positive = Annotated[int, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]  # the share of activations that training drops
 Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -87,11 +90,74 @@ class Normalize(Section):
 class Mlp(Section):
     name: Literal["mlp"]
     hidden: Annotated[list[Positive], Field(max_length=16)]
+    dropout: Dropout
 
 
 class ConvNet(Section):
     name: Literal["convnet"]
-    channels: Annotated[list[Positive], Field(min_length=1, max_length=4)]
+    channels: Annotated[  # of the convolutions of each block
+        list[Annotated[list[Positive], Field(min_length=1, max_length=4)]], Field(min_length=1, max_length=4)
+    ]
+    head: Literal["flatten", "max"]
+    dropout: Dropout
+
+
+class Vgg(Section):
+    name: Literal["vgg"]
+    layers: Annotated[list[Positive | Literal["M"]], Field(min_length=1, max_length=32)]  # channels, or M: max-pool
+    dropout: Dropout
+
+    @field_validator("layers")
+    @classmethod
+    def begins_with_channels(cls, layers: list[int | str]) -> list[int | str]:
+        if layers[0] == "M":
+            raise ValueError("the first layer must be a number of channels")
+        return layers
+
+
+class ResNet(Section):
+    name: Literal["resnet"]
+    blocks: Annotated[list[Positive], Field(min_length=4, max_length=4)]  # of 64, 128, 256 and 512 channels
+
+
+class DenseNet(Section):
+    name: Literal["densenet"]
+    growth_rate: Positive
+    blocks: Annotated[list[Positive], Field(min_length=1, max_length=4)]  # layers in each
+    features: Positive  # channels of the stem
+    dropout: Dropout
+
+
+class Recurrent(Section):
+    name: Literal["lstm", "gru"]
+    hidden: Positive
+    layers: Annotated[int, Field(ge=1, le=8)]
+    dropout: Dropout
+
+
+class Transformer(Section):
+    name: Literal["transformer"]
+    patch: Positive  # pixels, each way
+    dim: Positive
+    heads: Positive
+    layers: Annotated[int, Field(ge=1, le=24)]
+    dropout: Dropout
+
+    @model_validator(mode="after")
+    def heads_share_dim(self) -> Self:
+        if self.dim % self.heads:
+            raise ValueError(f"heads ({self.heads}) must divide dim ({self.dim})")
+        return self
+
+
+class WaveNet(Section):
+    name: Literal["wavenet"]
+    channels: Positive
+    layers: Annotated[int, Field(ge=1, le=12)]
+    dropout: Dropout
+
+
+Model = Mlp | ConvNet | Vgg | ResNet | DenseNet | Recurrent | Transformer | WaveNet
 
 
 class CrossEntropy(Section):
@@ -99,17 +165,36 @@ class CrossEntropy(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
 
 
+class Mse(Section):
+    """Mean squared error of the logits against 0 and 1."""
+
+    name: Literal["mse"]
+
+
 class Sgd(Section):
     name: Literal["sgd"]
-    lr: Annotated[float, Field(gt=0)]
+    lr: Rate
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    nesterov: bool
+    weight_decay: NotNegative  # L2: added to the gradient
+
+    @model_validator(mode="after")
+    def nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class Adam(Section):
+    name: Literal["adam"]
+    lr: Rate
+    weight_decay: NotNegative  # L2: added to the gradient
 
 
 class AdamW(Section):
     name: Literal["adamw"]
-    lr: Annotated[float, Field(gt=0)]
-    weight_decay: Annotated[float, Field(ge=0)]
+    lr: Rate
+    weight_decay: NotNegative  # decoupled (Loshchilov & Hutter 2017, arXiv 1711.05101)
 
 
 class Constant(Section):
@@ -123,19 +208,55 @@ class OneCycle(Section):
     warmup: Annotated[float, Field(gt=0, lt=1)]  # share of the steps spent going up
 
 
+class Cosine(Section):
+    """Linearly up to the optimizer's lr, then down to zero along half a cosine (Loshchilov & Hutter 2016)."""
+
+    name: Literal["cosine"]
+    warmup: Annotated[float, Field(ge=0, lt=1)]  # share of the steps spent going up
+
+
 class Augmentation(Section):
-    shift: Annotated[int, Field(ge=0, le=8)]  # pixels
+    """Drawn anew for every image of every batch; 0 turns one off."""
+
+    shift: Annotated[int, Field(ge=0, le=64)]  # whole pixels, each way
+    rotation: Annotated[float, Field(ge=0, le=180)]  # degrees, each way
+    scale: Annotated[float, Field(ge=0, le=0.9)]  # share, larger or smaller
+    shear: Annotated[float, Field(ge=0, le=60)]  # degrees, each way
+    elastic: Annotated[float, Field(ge=0, le=16)]  # pixels, the standard deviation of the displacements
+
+
+class Regularization(Section):
+    """Beside dropout (of the model) and weight decay (of the optimizer); 0 turns one off."""
+
+    l1: NotNegative  # times the sum of absolute weights, added to the loss
+    ema: Annotated[float, Field(ge=0, lt=1)]  # decay a step of the weights' moving average, which is then the model
+    patience: Annotated[int, Field(ge=0)]  # epochs without a better validation accuracy after which training stops
 
 
 class Recipe(Section):
-    model: Annotated[Mlp | ConvNet, Field(discriminator="name")]
-    loss: CrossEntropy
-    optimizer: Annotated[Sgd | AdamW, Field(discriminator="name")]
-    schedule: Annotated[Constant | OneCycle, Field(discriminator="name")]
+    model: Annotated[Model, Field(discriminator="name")]
+    loss: Annotated[CrossEntropy | Mse, Field(discriminator="name")]
+    optimizer: Annotated[Sgd | Adam | AdamW, Field(discriminator="name")]
+    schedule: Annotated[Constant | OneCycle | Cosine, Field(discriminator="name")]
     augmentation: Augmentation
+    regularization: Regularization
     precision: Literal["auto", "float32", "bfloat16"]
     batch_size: Positive
     epochs: Positive
+
+    @model_validator(mode="after")
+    def makes_sense(self) -> Self:
+        if self.regularization.patience and self.schedule.name != "constant":
+            raise ValueError(
+                f"regularization.patience ({self.regularization.patience}) would stop before schedule"
+                f" '{self.schedule.name}' has brought the rate down; allowed is patience 0 or schedule 'constant'"
+            )
+        return self
+
+
+class Train(Section):
+    processes: Annotated[int, Field(ge=1, le=1024)]  # on this machine; they share each batch
+    compile: Literal["off", "default", "reduce-overhead", "max-autotune"]  # modes of torch.compile
 
 
 class Evaluate(Section):
@@ -158,6 +279,7 @@ class Params(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     normalize: Normalize
+    train: Train
     evaluate: Evaluate
     export: Export
     parity: Parity

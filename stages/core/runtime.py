@@ -1,6 +1,14 @@
-"""What the machine decides: device and precision."""
+"""What the machine decides: device, precision, memory and processes."""
 
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
 import torch
+import torch.distributed as dist
+from tensordict import TensorDict
 
 from stages.core.errors import UserError
 
@@ -28,3 +36,50 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     else:
         native = False
     return torch.bfloat16 if native else torch.float32
+
+
+def fits(data: TensorDict, device: torch.device) -> bool:
+    """Whether the data take at most half of the memory that is free: the other half is for the work on them."""
+    size = data.bytes()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    return bool(2 * size <= free)
+
+
+def place(data: TensorDict, device: torch.device) -> TensorDict:
+    """On the device, if they fit; else as they are."""
+    return data.to(device) if fits(data, device) else data
+
+
+def group() -> tuple[int, int]:
+    """This process's rank among those that train together, and their number."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def launch(module: str, processes: int, device: torch.device) -> None:
+    """Go on as `torchrun` with so many processes on this machine, unless it is one or torchrun has started this one."""
+    if processes == 1 or dist.is_torchelastic_launched():
+        return
+    allowed = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, processes)
+    if processes > allowed:
+        raise UserError(
+            f"params.yaml: train.processes: found {processes}, this machine has {allowed} {device.type} device"
+        )
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    os.execv(sys.executable, [*torchrun, "-m", module])  # noqa: S606  # nothing of it comes from outside
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[torch.device]:
+    """The device of this process; where torchrun has started it, a CUDA device of its own, and its process group."""
+    if not dist.is_torchelastic_launched():
+        yield device
+        return
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield device
+    finally:
+        dist.destroy_process_group()

@@ -12,6 +12,7 @@ import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelling
 from ruamel.yaml import YAML
 
 from tests.conftest import PROJECT, Clone
@@ -60,7 +61,7 @@ def finished(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
     return run if run.state and run.state.is_final() else None
 
 
-def test_from_the_clock_to_an_experiment_and_past_a_dead_worker(clone: Clone, tmp_path: Path) -> None:
+def test_from_the_clock_to_an_experiment_past_a_cancelled_run_and_a_dead_worker(clone: Clone, tmp_path: Path) -> None:
     deployments = clone.read_yaml("prefect.yaml")
     nightly = next(item for item in deployments["deployments"] if item["name"] == "nightly")
     nightly["schedules"], nightly["parameters"] = [{"interval": 20}], {"recipe": "article"}
@@ -85,6 +86,16 @@ def test_from_the_clock_to_an_experiment_and_past_a_dead_worker(clone: Clone, tm
         loss = diff["artifacts/metrics/evaluation.json"]["loss"]
         assert loss["old"] != loss["new"]
 
+        cancelled = start_run(client, {"overrides": {"recipes.convnet.epochs": 999}})
+        wait_for(lambda: "epoch 3/999" in log.read_text() or finished(client, cancelled), 300, "the training")
+        family = [process for process in schedule.children(recursive=True) if "stages.train" in process.cmdline()]
+        assert family, log.read_text()
+        client.set_flow_run_state(cancelled.id, Cancelling())
+        ended = wait_for(lambda: finished(client, cancelled), 60, "the cancelled run's end")
+        assert ended.state.is_cancelled()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert alive == []
+
         doomed = start_run(client, {"overrides": {"recipes.convnet.epochs": 1000}})
         wait_for(lambda: "epoch 3/1000" in log.read_text() or finished(client, doomed), 300, "the training")
         family = schedule.children(recursive=True)
@@ -108,6 +119,16 @@ def test_from_the_clock_to_an_experiment_and_past_a_dead_worker(clone: Clone, tm
 def test_runs_of_a_dead_machine_do_not_hold_the_queue(clone: Clone, tmp_path: Path) -> None:
     log = tmp_path / "schedule.log"
     with scheduled(clone, log) as (schedule, client):
+        cancelled = start_run(client, {"overrides": {"recipes.convnet.epochs": 999}})
+        wait_for(lambda: "epoch 3/999" in log.read_text() or finished(client, cancelled), 300, "the training")
+        family = [process for process in schedule.children(recursive=True) if "stages.train" in process.cmdline()]
+        assert family, log.read_text()
+        client.set_flow_run_state(cancelled.id, Cancelling())
+        ended = wait_for(lambda: finished(client, cancelled), 60, "the cancelled run's end")
+        assert ended.state.is_cancelled()
+        _, alive = psutil.wait_procs(family, timeout=10)
+        assert alive == []
+
         doomed = start_run(client, {"targets": ["download"]})
         wait_for(lambda: "Beginning flow run" in log.read_text(), 60, "a running run")
         for process in [schedule, *schedule.children(recursive=True)]:

@@ -1,0 +1,50 @@
+"""Random changes of training images that leave their class as it is, for a whole batch at once on its device.
+
+Shape suffixes: N images, C planes, H x W pixels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from stages.core.params import Augmentation
+
+KNOTS = 5  # of the elastic displacement, each way
+
+
+def augment(
+    images_NCHW: Tensor, config: Augmentation, generator: torch.Generator, share: int = 0, shares: int = 1
+) -> Tensor:
+    """Turn, scale, shear, bend and move each image by random amounts of its own; the border's pixels fill the gaps.
+
+    `generator` is of the images' device. Of a batch that is `shares` times as large, these images are the part
+    `share` (0, 1, ...): each gets the amounts that it would get in the whole.
+
+    The elastic displacement is normal on a coarse grid and bicubic between, as in Ronneberger et al. 2015
+    (arXiv 1505.04597).
+    """
+    if not any(config.model_dump().values()):
+        return images_NCHW
+    count, _, height, width = images_NCHW.shape
+    device, mine = images_NCHW.device, slice(share * count, (share + 1) * count)
+
+    def uniform() -> Tensor:
+        """-1..1 for each image."""
+        return 2 * torch.rand(shares * count, generator=generator, device=device)[mine] - 1
+
+    def pixels() -> Tensor:
+        return ((2 * config.shift + 1) * (uniform() + 1) / 2).floor() - config.shift
+
+    # from a place in the new image to its place in the old one, both in -1..1
+    angle_N, shear_N = (uniform() * degrees * torch.pi / 180 for degrees in (config.rotation, config.shear))
+    zoom_N = 1 + config.scale * uniform()
+    cos_N, sin_N, tan_N = angle_N.cos() / zoom_N, angle_N.sin() / zoom_N, shear_N.tan()
+    right_N, down_N = 2 * pixels() / width, 2 * pixels() / height
+    row_x = torch.stack([cos_N, (cos_N * tan_N - sin_N) * (height / width), right_N], dim=1)
+    row_y = torch.stack([sin_N * (width / height), sin_N * tan_N + cos_N, down_N], dim=1)
+    grid_NHW2 = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images_NCHW.shape), align_corners=False)
+    if config.elastic:
+        knots = torch.randn((shares * count, 2, KNOTS, KNOTS), generator=generator, device=device)[mine]
+        bend_N2HW = F.interpolate(knots, (height, width), mode="bicubic", align_corners=True)
+        grid_NHW2 = grid_NHW2 + bend_N2HW.permute(0, 2, 3, 1) * (2 * config.elastic / max(height, width))
+    return F.grid_sample(images_NCHW, grid_NHW2, padding_mode="border", align_corners=False)

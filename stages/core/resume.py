@@ -1,0 +1,77 @@
+"""Unfinished trainings, kept after each epoch, so that a killed one goes on where it was.
+
+They lie outside of DVC's outs, which are removed before a stage runs, and are named after all that the result depends
+on: a training with other data, params, code or versions never finds them.
+"""
+
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stages.core.artifacts import locked, replacing
+
+FOLDER = Path("artifacts/checkpoints")
+KEPT_S = 7 * 24 * 3600  # for an unfinished training that nobody has gone on with
+
+
+def fingerprint(**ingredients: Any) -> str:
+    """sha256 of the ingredients, which JSON can hold, of this project's modules as loaded, and of the versions."""
+    loaded = {name: module.__file__ for name, module in sys.modules.items() if name.startswith("stages.")}
+    files = sorted(file for file in {*loaded.values(), sys.modules["__main__"].__dict__.get("__file__")} if file)
+    code = hashlib.sha256(b"\0".join(Path(file).read_bytes() for file in files)).hexdigest()
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    named = json.dumps({**ingredients, "code": code, "versions": versions}, sort_keys=True)
+    return hashlib.sha256(named.encode()).hexdigest()
+
+
+@contextmanager
+def claimed(key: str) -> Iterator[Path | None]:
+    """The path of this training's checkpoint, or None while another process is at the same training.
+
+    It is removed when the training ends without an exception.
+    """
+    forget_old()
+    path = FOLDER / f"{key}.pt"
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(path.with_suffix(".lock")))
+        except BlockingIOError:
+            yield None
+            return
+        yield path
+        path.unlink(missing_ok=True)
+        path.with_suffix(".lock").unlink()
+
+
+def forget_old() -> None:
+    for lock in FOLDER.glob("*.lock"):
+        path = lock.with_suffix(".pt")
+        if time.time() - (path if path.exists() else lock).stat().st_mtime > KEPT_S:
+            with suppress(BlockingIOError), locked(lock):
+                path.unlink(missing_ok=True)
+                lock.unlink()
+
+
+def save(content: dict[str, Any], path: Path) -> None:
+    with replacing(path) as partial:
+        torch.save(content, partial)
+
+
+def load(path: Path) -> dict[str, Any] | None:
+    """What was saved; None, with a message, where the file is damaged, and without one where there is none."""
+    if not path.exists():
+        return None
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  # of damaged bytes, torch and pickle raise whatever comes up
+        print(f"train: {path} is damaged and ignored, the training begins anew: {error}", flush=True)
+        return None
+    return content
