@@ -30,6 +30,11 @@ schedule: .venv/installed ## Run it every night: a Prefect server, its deploymen
 test: .venv/installed ## Run the tests
 	@pytest
 
+.PHONY: bench
+bench: .venv/installed ## Measure it on this machine, side by side (2 hours on 2 cores), into benchmarks/*.md
+	@dvc repro normalize
+	@for each in tutorial speed recipes inference flow; do python -m benchmarks.$$each || exit 1; done
+
 .PHONY: check
 check: .venv/installed ## Lint, check the format and the types
 	ruff check

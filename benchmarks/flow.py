@@ -4,9 +4,7 @@ Two small DVC projects are made in a temporary folder, against a Prefect server 
 of a whole process, the two commands in turn.
 """
 
-import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -15,16 +13,14 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
 import httpx
 
+from benchmarks.report import PROJECT, conditions, spread, table, write
 from flows import leash
 
-PROJECT = Path(__file__).parent.parent
 DVC = [sys.executable, "-m", "dvc", "repro"]
 FLOW = [sys.executable, "-m", "flows.pipeline"]
 SLEEPERS = """
@@ -90,10 +86,9 @@ def last_run_seconds(api: str) -> float:
     return float(run["total_run_time"])
 
 
-def row(what: str, times: dict[str, list[float]]) -> str:
-    cells = [f"{median(few):.1f} ({min(few):.1f} to {max(few):.1f})" if few else "" for few in times.values()]
+def row(what: str, times: dict[str, list[float]]) -> list[str]:
     more = median(flow - dvc for flow, dvc in zip(times["flow"], times["dvc repro"], strict=True))
-    return f"| {what} | {' | '.join(cells)} | {more:+.1f} | {len(times['flow'])} |"
+    return [what, *(spread(few) if few else "" for few in times.values()), f"{more:+.1f}", str(len(times["flow"]))]
 
 
 def main() -> None:
@@ -113,21 +108,13 @@ def main() -> None:
         alone = {name: value for name, value in env.items() if name != "PREFECT_API_URL"}
         results["nothing to do, temporary server"] = pairs(arguments.runs, pipeline, alone)
         results["all six stages on MNIST"] = pairs(arguments.full_runs, pipeline, env, "--force")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("prefect", "dvc", "torch"))
-    lines = [
-        f"# Flow against `dvc repro`, {datetime.now(UTC):%Y-%m-%d}",
-        "",
-        f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}."
-        " Wall seconds of the whole process: median (smallest to largest).",
-        "",
-        "| | flow, process | flow run in it | `dvc repro` | flow more, median | pairs |",
-        "|---|---|---|---|---|---|",
-        *(row(what, times) for what, times in results.items()),
+    head = ["", "flow, process", "flow run in it", "`dvc repro`", "flow more, median", "pairs"]
+    text = [
+        conditions("prefect", "dvc", "torch"),
+        "Wall seconds: median (smallest to largest).",
+        table(head, [row(what, times) for what, times in results.items()]),
     ]
-    target = PROJECT / "benchmarks"
-    (target / "flow.md").write_text("\n".join(lines) + "\n")
-    (target / "flow.json").write_text(json.dumps(results, indent=2) + "\n")
-    print("\n".join(lines))
+    write("flow", "Flow against `dvc repro`", text, results)
 
 
 if __name__ == "__main__":

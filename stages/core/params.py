@@ -320,6 +320,9 @@ def parse_params(text: str, path: Path) -> Params:
         if name not in known:
             allowed = f"known are {', '.join(known)}{did_you_mean(name, known)}"
             raise UserError(f"{path} is refused:\n  {field}: found '{name}', {allowed}")
+    if params.chosen_recipe.batch_size % params.train.processes:
+        allowed = f"must divide batch_size of recipe '{params.recipe}' ({params.chosen_recipe.batch_size})"
+        raise UserError(f"{path} is refused:\n  train.processes: found {params.train.processes}, {allowed}")
     return params
 
 

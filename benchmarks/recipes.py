@@ -1,0 +1,127 @@
+"""Every recipe through the whole pipeline: `python -m benchmarks.recipes` writes benchmarks/recipes.md.
+
+The stages run as processes, as DVC runs them, in a temporary folder; figures are read from the metrics that they write.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+import onnxruntime
+import torch
+
+from benchmarks.report import PROJECT, conditions, table, write
+from stages.core.checkpoint import load_checkpoint
+from stages.core.params import PARAMS, load_params, override_params
+
+STAGES = ("train", "evaluate", "export", "parity")
+
+
+def run_pipeline(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
+    """Train, evaluate, export and prove `recipe` in `folder`."""
+    override_params(folder / PARAMS, {"recipe": recipe, "seed": seed})
+    figures: dict[str, Any] = {"seed": seed}
+    for stage in STAGES:
+        started, output = time.perf_counter(), []
+        command = [sys.executable, "-m", f"stages.{stage}"]
+        with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            for line in process.stdout:
+                print(line, end="", flush=True)
+                output.append(line)
+        assert process.returncode == 0, f"{stage} of {recipe} failed"
+        figures[f"{stage}_seconds"] = time.perf_counter() - started
+        if stage == "train":
+            rates = [float(rate.replace(",", "")) for rate in re.findall(r"([\d,]+) images/s", "".join(output))]
+            images = float(re.findall(r"([\d,]+) images on", output[0])[0].replace(",", ""))
+            figures |= {"epoch_seconds": images / median(rates), "epochs": len(rates)}
+    evaluation = json.loads((folder / "artifacts/metrics/evaluation.json").read_text())
+    model, manifest = load_checkpoint(folder / "artifacts/model/model.pt")
+    onnx = folder / "artifacts/onnx/model.onnx"
+    return figures | {
+        "accuracy": evaluation["accuracy"],
+        "f1": evaluation["f1"],
+        "kept_epoch": manifest.epoch,
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "max_abs_diff": json.loads((folder / "artifacts/metrics/parity.json").read_text())["max_abs_diff"],
+        "onnx_bytes": onnx.stat().st_size,
+        "latency_us": latency(onnx),
+    }
+
+
+def latency(onnx: Path, runs: int = 2000) -> float:
+    """Median microseconds for one image on one thread."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
+    image = {"image": torch.randint(256, (1, 1, 28, 28), dtype=torch.uint8).numpy()}
+    times = []
+    for _ in range(runs):
+        started = time.perf_counter()
+        session.run(None, image)
+        times.append(time.perf_counter() - started)
+    return 1e6 * median(times)
+
+
+def main() -> None:
+    known = list(load_params(PROJECT / PARAMS).recipes)
+    parser = ArgumentParser("python -m benchmarks.recipes", description=__doc__)
+    parser.add_argument("recipes", nargs="*", default=known, help="default: all")
+    parser.add_argument("--seeds", type=int, default=1, help="1 to this, of each recipe (default: 1)")
+    parser.add_argument("--accurate-seeds", type=int, default=3, help="the same for `accurate` and `mlp` (default: 3)")
+    arguments = parser.parse_args()
+    kept = PROJECT / "benchmarks/recipes.json"
+    results: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text()) if kept.exists() else {}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        shutil.copytree(PROJECT / "stages", folder / "stages")
+        shutil.copy(PROJECT / PARAMS, folder / PARAMS)
+        (folder / "artifacts").mkdir()
+        for name in ("raw", "normalized"):
+            (folder / "artifacts" / name).symlink_to(PROJECT / "artifacts" / name)
+        for recipe in arguments.recipes:
+            seeds = arguments.accurate_seeds if recipe in ("accurate", "mlp") else arguments.seeds
+            results[recipe] = [run_pipeline(folder, recipe, seed) for seed in range(1, seeds + 1)]
+            report({name: results[name] for name in known if name in results})
+
+
+def report(results: dict[str, list[dict[str, Any]]]) -> None:
+    rows = []
+    for name, runs in results.items():
+        accuracies = [100 * run["accuracy"] for run in runs]
+        several = f" ({min(accuracies):.2f} to {max(accuracies):.2f})" if len(runs) > 1 else ""
+        rows.append([
+            f"`{name}`",
+            f"{runs[0]['parameters']:,}",
+            str(runs[0]["epochs"]),
+            f"{median(run['epoch_seconds'] for run in runs):.1f}",
+            f"{median(run['train_seconds'] for run in runs):.0f}",
+            str(len(runs)),
+            f"{mean(accuracies):.2f}{several}",
+            f"{mean(run['f1'] for run in runs):.4f}",
+            f"{max(run['max_abs_diff'] for run in runs):.0e}",
+            f"{runs[0]['onnx_bytes'] / 1e3:,.0f}",
+            f"{median(run['latency_us'] for run in runs):.0f}",
+        ])  # fmt: skip
+    head = ["recipe", "parameters", "epochs", "s an epoch", "stage `train`, s", "seeds", "test accuracy, %", "F1",
+            "parity: largest difference", "ONNX, kB", "batch 1, us"]  # fmt: skip
+    text = [
+        conditions("torch", "onnxruntime"),
+        "Each row: train, evaluate, export and parity as processes on MNIST, 55,000 training images, the epoch chosen"
+        " on 5,000 validation images; means over the seeds, medians of the times. Seconds an epoch are with the"
+        " validation; those of the stage also with imports and checks. Latency: ONNX Runtime, one thread, one image.",
+        table(head, rows),
+    ]
+    write("recipes", "Every recipe", text, results)
+
+
+if __name__ == "__main__":
+    main()

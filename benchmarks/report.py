@@ -1,0 +1,44 @@
+"""What every benchmark writes: a table with its conditions as Markdown, and the figures as JSON, beside the module."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+PROJECT = Path(__file__).parent.parent
+
+
+def conditions(*packages: str) -> str:
+    """The machine and the versions in one line."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return f"{os.cpu_count()} cores ({cpu}){gpu}, Python {platform.python_version()}, {versions}."
+
+
+def spread(values: Sequence[float], digits: int = 1, unit: str = "") -> str:
+    """Median, smallest and largest."""
+    cells = (f"{value:.{digits}f}" for value in (median(values), min(values), max(values)))
+    return "{0}{3} ({1} to {2})".format(*cells, unit) if len(values) > 1 else f"{values[0]:.{digits}f}{unit}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
+
+
+def write(name: str, title: str, text: Sequence[str], results: Any) -> None:
+    """benchmarks/NAME.md and benchmarks/NAME.json; the first is printed, too."""
+    page = "\n\n".join([f"# {title}, {datetime.now(UTC):%Y-%m-%d}", *text]) + "\n"
+    (PROJECT / "benchmarks" / f"{name}.md").write_text(page)
+    (PROJECT / "benchmarks" / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(page)

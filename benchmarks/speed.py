@@ -1,0 +1,93 @@
+"""Time to 99 % and to 99.5 % test accuracy: `python -m benchmarks.speed` writes benchmarks/speed.md.
+
+Recipe `convnet` with the changes below; they, the epochs and the seeds were fixed on the validation split beforehand.
+Each run is a process of its own. Its training clock runs from the fresh model to the end of the last epoch, the
+augmentation, the validation after each epoch and the kernels' just-in-time compilation inside, imports and loading
+outside; the process clock has everything inside. The accuracy is of the last epoch on the test split.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from benchmarks.report import PROJECT, conditions, spread, table, write
+from stages import train
+from stages.core import params
+from stages.core.models import build_model
+from stages.core.runtime import pick_device
+
+GOALS: dict[str, dict[str, Any]] = {
+    "99": {
+        "model": {"name": "convnet", "channels": [[16], [32], [64]], "head": "flatten", "dropout": 0.0},
+        "augmentation": {"shift": 0, "rotation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0},
+        "epochs": 1,
+    },
+    "99.5": {
+        "model": {"name": "convnet", "channels": [[16], [32], [64]], "head": "flatten", "dropout": 0.0},
+        "epochs": 8,
+    },
+}
+
+
+def run_once(goal: str, seed: int) -> dict[str, float]:
+    knobs = params.load_params(PROJECT / "params.yaml")
+    recipe = params.Recipe.model_validate(knobs.recipes["convnet"].model_dump() | GOALS[goal])
+    device = pick_device(knobs.device)
+    folder, names = PROJECT / train.NORMALIZED, ("train", "validation", "test")
+    data, validation, test = (TensorDict.load_memmap(str(folder / name)).to(device) for name in names)
+    started = time.perf_counter()
+    torch.manual_seed(seed)
+    model = build_model(recipe.model, (1, 28, 28), 10).to(device).to(memory_format=torch.channels_last)
+    training = train.start_training(recipe, model, len(data))
+    for _ in train.fit(training, recipe, data, validation, seed):
+        pass
+    seconds = time.perf_counter() - started
+    _, accuracy = train.assess(training.result, test, recipe.loss, device)
+    return {"seed": seed, "train_seconds": seconds, "accuracy": accuracy}
+
+
+def main() -> None:
+    parser = ArgumentParser("python -m benchmarks.speed", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="1 to this (default: 5)")
+    parser.add_argument("--once", nargs=2, metavar=("GOAL", "SEED"), help="one run here; its figures as JSON")
+    arguments = parser.parse_args()
+    if arguments.once:
+        print(json.dumps(run_once(arguments.once[0], int(arguments.once[1]))))
+        return
+    results: dict[str, list[dict[str, float]]] = {goal: [] for goal in GOALS}
+    for seed in range(1, arguments.seeds + 1):
+        for goal, runs in results.items():
+            command = [sys.executable, "-m", "benchmarks.speed", "--once", goal, str(seed)]
+            started = time.perf_counter()
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            runs.append(json.loads(output) | {"process_seconds": time.perf_counter() - started})
+            print(goal, runs[-1], flush=True)
+    rows = []
+    for goal, runs in results.items():
+        accuracies = [100 * run["accuracy"] for run in runs]
+        rows.append([
+            f"{goal} %",
+            f"**{sum(accuracies) / len(runs):.2f}** ({min(accuracies):.2f} to {max(accuracies):.2f})",
+            spread([run["train_seconds"] for run in runs], 2),
+            spread([run["process_seconds"] for run in runs], 2),
+            f"`{json.dumps(GOALS[goal])}`",
+        ])  # fmt: skip
+    head = ["goal", "test accuracy, %: mean", "training, s: median", "process, s: median", "recipe `convnet`, but"]
+    text = [
+        conditions("torch"),
+        f"Seeds 1 to {arguments.seeds}, 55,000 training images; smallest to largest in brackets. The training clock has"
+        " augmentation, validation and just-in-time compilation inside, imports and loading outside; the process clock"
+        " has all inside.",
+        table(head, rows),
+    ]
+    write("speed", "Time to 99 % and 99.5 %", text, results)
+
+
+if __name__ == "__main__":
+    main()
