@@ -12,6 +12,7 @@ Shape suffixes: N images of a batch, S steps, C planes, H x W pixels, K classes.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from dvclive.live import Live
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensordict import TensorDict
+from tensordict import MemoryMappedTensor, TensorDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
@@ -96,6 +97,7 @@ def batches(data: TensorDict, order_SN: Tensor, device: torch.device) -> Iterato
         return
 
     def fetch(picked_N: Tensor) -> tuple[Tensor, Tensor]:
+        read_ahead(images_NCHW, picked_N)
         batch = images_NCHW[picked_N], labels_N[picked_N]
         if device.type == "cuda":
             batch = batch[0].pin_memory(), batch[1].pin_memory()
@@ -107,6 +109,15 @@ def batches(data: TensorDict, order_SN: Tensor, device: torch.device) -> Iterato
             batch, coming = coming.result(), reader.submit(fetch, picked_N)
             yield batch
         yield coming.result()
+
+
+def read_ahead(images_NCHW: Tensor, picked_N: Tensor) -> None:
+    """Have the kernel read these images of a memory map all at once; page faults would wait for page after page."""
+    if isinstance(images_NCHW, MemoryMappedTensor) and hasattr(os, "posix_fadvise"):
+        size = images_NCHW[0].nbytes
+        with Path(images_NCHW.filename).open("rb") as file:
+            for index in picked_N.tolist():
+                os.posix_fadvise(file.fileno(), index * size, size, os.POSIX_FADV_WILLNEED)
 
 
 def total(*sums: Tensor) -> list[float]:

@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import psutil
 import torch
@@ -41,8 +42,25 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
 def fits(data: TensorDict, device: torch.device) -> bool:
     """Whether the data take at most half of the memory that is free: the other half is for the work on them."""
     size = data.bytes()
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     return bool(2 * size <= free)
+
+
+def free_memory() -> int:
+    """Bytes that this process may take, a container's limit respected (Linux's control groups, version 1 or 2)."""
+    limits = [psutil.virtual_memory().available]
+    groups = Path("/proc/self/cgroup")
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        first = "memory" in controllers.split(",")
+        root, name = ("memory", "memory.limit_in_bytes") if first else ("", "memory.max")
+        # in a container its own group can be the root of what is mounted
+        for folder in (path.lstrip("/"), ""):
+            file = Path("/sys/fs/cgroup") / root / folder / name
+            if file.exists() and (limit := file.read_text().strip()).isdecimal():
+                limits.append(int(limit))
+                break
+    return min(limits)
 
 
 def place(data: TensorDict, device: torch.device) -> TensorDict:
