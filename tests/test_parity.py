@@ -17,7 +17,8 @@ from stages.core.artifacts import read_table, write_table
 from stages.core.checkpoint import build, load_checkpoint
 from stages.core.datasets import FILES, RAW, read_idx, write_idx
 from stages.core.errors import UserError
-from tests.conftest import tiny_params, write_params
+from stages.core.params import load_params, override_params
+from tests.conftest import PROJECT, tiny_params, write_params
 
 OPSET = 20
 REPORT = {
@@ -34,7 +35,7 @@ def shipped(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shipped")
     params = tiny_params(tiny_idx)
     params["recipe"] = "convnet"
-    params["recipes"]["convnet"]["model"]["channels"] = [8, 16, 24]
+    params["recipes"]["convnet"]["model"]["channels"] = [[8], [16], [24]]
     params["parity"]["noise_images"] = 50
     write_params(params, folder)
     with pytest.MonkeyPatch.context() as patch:
@@ -204,3 +205,30 @@ def test_adversarial_images() -> None:
     assert images["noise"].shape == (20, 1, 28, 28)
     assert len(images["noise"].unique()) == 256
     assert torch.equal(images["noise"], parity.adversarial_images((1, 28, 28), 20, seed=1)["noise"])
+
+
+@pytest.mark.parametrize("recipe", load_params(PROJECT / "params.yaml").recipes)
+def test_every_recipe_is_proved(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not every figure of it: fewer epochs, and few images."""
+    folder = tmp_path / "project"
+    shutil.copytree(prepared, folder)
+    monkeypatch.chdir(folder)
+    override_params(folder / "params.yaml", {"recipe": recipe, f"recipes.{recipe}.epochs": 1})
+    for stage in (train, evaluate, export, parity):
+        stage.main()
+    assert read_report()["label_agreement"] == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.fixture(scope="module")
+def prepared(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with normalized data; not to be written to."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_params(tiny_params(tiny_idx), folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in (download, normalize):
+            stage.main()
+    return folder

@@ -168,7 +168,7 @@ class WaveNet(nn.Module):
         self.dilations = [2**layer for layer in range(config.layers)]
         self.dilated = nn.ModuleList(nn.Conv1d(width, 2 * width, 2, dilation=step) for step in self.dilations)
         self.mix = nn.ModuleList(nn.Conv1d(width, 2 * width, 1) for _ in range(config.layers))
-        self.head = nn.Sequential(nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, num_classes))
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, num_classes))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:

