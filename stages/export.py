@@ -42,7 +42,7 @@ def to_onnx(model: nn.Module, manifest: Manifest, opset: int) -> onnx.ModelProto
     deployed = Deployed(model, manifest.mean, manifest.std).eval()
     # two images, for a batch of one would be taken for a constant
     example = torch.zeros((2, *manifest.image_shape), dtype=torch.uint8)
-    with warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         # torch's exporter warns of its own use of deprecated functions
         warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
         # and that an LSTM keeps its weights twice
@@ -61,6 +61,8 @@ def to_onnx(model: nn.Module, manifest: Manifest, opset: int) -> onnx.ModelProto
     graph = program.model_proto
     strip_debug_info(graph)
     onnx.checker.check_model(graph, full_check=True)
+    # torch's exporter fixes it, in silence, where the model's code takes its size for a number
+    assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param, "the exported batch is not dynamic"
     return graph
 
 

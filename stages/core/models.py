@@ -150,7 +150,7 @@ class Transformer(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         patches_NTD = self.embed(images_NCHW).flatten(2).transpose(1, 2)
-        sequence_NTD = torch.cat([self.token.expand(len(patches_NTD), -1, -1), patches_NTD], 1) + self.positions
+        sequence_NTD = torch.cat([self.token.expand(patches_NTD.shape[0], -1, -1), patches_NTD], 1) + self.positions
         return self.head(self.encoder(sequence_NTD)[:, 0])
 
 
