@@ -29,8 +29,8 @@ GOALS: dict[str, dict[str, Any]] = {
         "epochs": 1,
     },
     "99.5": {
-        "model": {"name": "convnet", "channels": [[16], [32], [64]], "head": "flatten", "dropout": 0.0},
-        "epochs": 8,
+        "model": {"name": "convnet", "channels": [[16], [32], [128]], "head": "flatten", "dropout": 0.0},
+        "epochs": 6,
     },
 }
 

@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dvc.repo import Repo
@@ -37,8 +37,11 @@ def isolated(project: Path, name: str) -> Iterator[Path]:
     """A checkout of the project's committed revision, with the cache's data in place; removed afterwards."""
     root = project / CHECKOUTS
     root.mkdir(parents=True, exist_ok=True)
-    with locked(root / f"{name}.lock"):
-        sweep(project)
+    with ExitStack() as stack:
+        # another run must not sweep between the making of this one's lock file and its locking
+        with locked(root.with_suffix(".lock"), wait=True):
+            sweep(project)
+            stack.enter_context(locked(root / f"{name}.lock"))
         folder = root / name
         try:
             check_out(project, folder)

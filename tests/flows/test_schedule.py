@@ -129,7 +129,7 @@ def test_runs_of_a_dead_machine_do_not_hold_the_queue(clone: Clone, tmp_path: Pa
         _, alive = psutil.wait_procs(family, timeout=10)
         assert alive == []
 
-        doomed = start_run(client, {"targets": ["download"]})
+        doomed = start_run(client, {"overrides": {"recipes.convnet.epochs": 100_000}})
         wait_for(lambda: "Beginning flow run" in log.read_text(), 60, "a running run")
         for process in [schedule, *schedule.children(recursive=True)]:
             process.kill()

@@ -4,7 +4,9 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import boto3
 import httpx
@@ -108,3 +110,21 @@ def test_push_to_s3(project: Clone, prefect_env: dict[str, str], s3_endpoint: st
     )
     stored = client.list_objects_v2(Bucket="data", Prefix="cache/files/md5/")
     assert stored["KeyCount"] == 4
+
+
+def test_runs_that_start_at_once_do_not_sweep_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
+    # the locks are what is tried here, not DVC
+    monkeypatch.setattr(workspace, "check_out", lambda _, folder: folder.mkdir())
+    together = Barrier(8, timeout=20)
+
+    def run(name: str) -> bool:
+        together.wait()
+        with workspace.isolated(tmp_path, name) as folder:
+            together.wait()
+            return folder.is_dir()
+
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(10):
+            assert all(pool.map(run, [f"run-{turn}-{index}" for index in range(8)]))
+    assert not any((tmp_path / workspace.CHECKOUTS).iterdir())
