@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 from ruamel.yaml import YAML
@@ -119,18 +119,8 @@ def test_from_the_clock_to_an_experiment_past_a_cancelled_run_and_a_dead_worker(
 def test_runs_of_a_dead_machine_do_not_hold_the_queue(clone: Clone, tmp_path: Path) -> None:
     log = tmp_path / "schedule.log"
     with scheduled(clone, log) as (schedule, client):
-        cancelled = start_run(client, {"overrides": {"recipes.convnet.epochs": 999}})
-        wait_for(lambda: "epoch 3/999" in log.read_text() or finished(client, cancelled), 300, "the training")
-        family = [process for process in schedule.children(recursive=True) if "stages.train" in process.cmdline()]
-        assert family, log.read_text()
-        client.set_flow_run_state(cancelled.id, Cancelling())
-        ended = wait_for(lambda: finished(client, cancelled), 60, "the cancelled run's end")
-        assert ended.state.is_cancelled()
-        _, alive = psutil.wait_procs(family, timeout=10)
-        assert alive == []
-
         doomed = start_run(client, {"overrides": {"recipes.convnet.epochs": 100_000}})
-        wait_for(lambda: "Beginning flow run" in log.read_text(), 60, "a running run")
+        wait_for(lambda: client.read_flow_run(doomed.id).state_type == StateType.RUNNING, 60, "a running run")
         for process in [schedule, *schedule.children(recursive=True)]:
             process.kill()
     with scheduled(clone, log) as (_, client):
