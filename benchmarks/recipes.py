@@ -19,6 +19,7 @@ import onnxruntime
 import torch
 
 from benchmarks.report import PROJECT, conditions, table, write
+from stages.core import sums
 from stages.core.checkpoint import load_checkpoint
 from stages.core.params import PARAMS, load_params, override_params
 
@@ -87,6 +88,7 @@ def main() -> None:
         (folder / "artifacts").mkdir()
         for name in ("raw", "normalized"):
             (folder / "artifacts" / name).symlink_to(PROJECT / "artifacts" / name)
+        shutil.copytree(PROJECT / sums.FOLDER, folder / sums.FOLDER)
         for recipe in arguments.recipes:
             seeds = arguments.accurate_seeds if recipe in ("accurate", "mlp") else arguments.seeds
             results[recipe] = [run_pipeline(folder, recipe, seed) for seed in range(1, seeds + 1)]

@@ -12,18 +12,16 @@ from typing import Any
 
 import torch
 
+from stages.core.provenance import processor
+
 PROJECT = Path(__file__).parent.parent
 
 
 def conditions(*packages: str) -> str:
     """The machine and the versions in one line."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{os.cpu_count()} cores ({cpu}){gpu}, Python {platform.python_version()}, {versions}."
+    return f"{os.cpu_count()} cores ({processor()}){gpu}, Python {platform.python_version()}, {versions}."
 
 
 def spread(values: Sequence[float], digits: int = 1, unit: str = "") -> str:

@@ -22,14 +22,15 @@ from stages.core import params
 from stages.core.models import build_model
 from stages.core.runtime import pick_device
 
+CONVNET = {"name": "convnet", "head": "flatten", "dropout": 0.0}
 GOALS: dict[str, dict[str, Any]] = {
     "99": {
-        "model": {"name": "convnet", "channels": [[16], [32], [64]], "head": "flatten", "dropout": 0.0},
+        "model": CONVNET | {"channels": [[24], [48], [64]], "stem": "stride"},
         "augmentation": {"shift": 0, "rotation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0},
         "epochs": 1,
     },
     "99.5": {
-        "model": {"name": "convnet", "channels": [[16], [32], [128]], "head": "flatten", "dropout": 0.0},
+        "model": CONVNET | {"channels": [[16], [32], [128]], "stem": "pool"},
         "epochs": 6,
     },
 }

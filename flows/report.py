@@ -45,10 +45,14 @@ def metric_rows(diff: Mapping[str, Any]) -> list[dict[str, str]]:
     rows = []
     for path, metrics in sorted(diff.items()):
         for metric, values in sorted(metrics.items()):
-            change = values.get("diff") or 0
-            direction = "" if not change else f"▲ {change:+.5g}" if change > 0 else f"▼ {change:+.5g}"
             sides = (values.get("old"), values.get("new"))
-            base, run = ("" if value is None else f"{value:.5g}" for value in sides)
+            if any(isinstance(value, str) for value in sides):  # what the metrics were made from
+                base, run = (value or "" for value in sides)
+                direction = "" if base == run else "changed"
+            else:
+                base, run = ("" if value is None else f"{value:.5g}" for value in sides)
+                change = values.get("diff") or 0
+                direction = "" if not change else f"▲ {change:+.5g}" if change > 0 else f"▼ {change:+.5g}"
             rows.append({"metric": f"{Path(path).stem}.{metric}", "base": base, "run": run, "change": direction})
     return rows
 

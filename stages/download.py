@@ -27,13 +27,9 @@ from stages.core.datasets import FILES, RAW, read_raw, write_idx
 from stages.core.errors import TemporaryError, UserError, reported
 from stages.core.params import Dataset, PipSource, Sha256Sums, Source, TorchvisionSource, UrlSource, load_params
 from stages.core.schemas import raw
+from stages.core.sums import record, sha256
 
 STALLED_S = 30  # without a byte, a server has failed
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def fetch(source: Source, folder: Path) -> None:
@@ -139,6 +135,7 @@ def main() -> None:
         source = download(dataset, folder)
         for split in ("train", "test"):
             validate(read_raw(folder, split), raw(len(dataset.classes)), target)
+    record("download", target)
     print(f"download: {params.dataset} from {source}, 4 files with the right sha256 in {target}")
 
 

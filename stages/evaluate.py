@@ -15,8 +15,7 @@ from typing import Any
 import polars as pl
 import torch
 import torch.nn.functional as F
-from tensordict import TensorDict
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
@@ -30,22 +29,17 @@ from stages.core import schemas
 from stages.core.artifacts import read_tensors, write_json, write_table
 from stages.core.checkpoint import load_checkpoint
 from stages.core.errors import UserError, reported
+from stages.core.inference import count_unsure, infer
 from stages.core.params import load_params
+from stages.core.provenance import made_from
 from stages.core.runtime import pick_device
+from stages.core.sums import digest, record, verify
 
 MODEL = Path("artifacts/model/model.pt")
 TEST = Path("artifacts/normalized/test")
 METRICS = Path("artifacts/metrics/evaluation.json")
 PER_CLASS = Path("artifacts/metrics/per_class.csv")
 PREDICTIONS = Path("artifacts/plots/predictions.csv")
-
-
-def infer(model: nn.Module, data: TensorDict, device: torch.device, batch_size: int) -> Tensor:
-    """Logits float32 [N, K] on the CPU, computed in float32."""
-    model.to(device).eval()
-    # without TF32, which cuDNN's convolutions would use: parity compares these predictions with a CPU's
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
-        return torch.cat([model(batch["image"].to(device)).float().cpu() for batch in data.split(batch_size)])
 
 
 def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[float, float]:
@@ -100,24 +94,33 @@ def tabulate(logits_NK: Tensor, labels_N: Tensor) -> pl.DataFrame:
 
 def main() -> None:
     params = load_params()
+    verify("train", MODEL)
+    verify("normalize", TEST)
     model, manifest = load_checkpoint(MODEL)
     num_classes = len(manifest.classes)
     test = read_tensors(TEST, schemas.normalized(num_classes, manifest.mean, manifest.std))
+    if manifest.data_sha256 != digest("normalize"):
+        raise UserError(f"{MODEL} was trained on other data than those in {TEST.parent}; `dvc repro` trains it anew")
     if (found := tuple(test["image"].shape[1:])) != manifest.image_shape:
         raise UserError(f"{MODEL} takes images of shape {manifest.image_shape}, those in {TEST} have {found}")
-    labels_N = test["label"].clone()
-    logits_NK = infer(model, test, pick_device(params.device), params.evaluate.batch_size)
+    labels_N, device = test["label"].clone(), pick_device(params.device)
+    logits_NK = infer(model, test, device, params.evaluate.batch_size)
     overall, by_class = measure(logits_NK, labels_N)
+    unsure, sure_errors = count_unsure(logits_NK, labels_N, manifest.unsure_below)
+    overall |= {"unsure_below": manifest.unsure_below, "unsure_images": unsure, "sure_errors": sure_errors}
+    overall["made_from"] = made_from(manifest.data_sha256, manifest.settings.model_dump(), device)
     per_class = pl.DataFrame(
         {"class": manifest.classes, "images": torch.bincount(labels_N, minlength=num_classes).numpy(), **by_class}
     )
     write_table(tabulate(logits_NK, labels_N), PREDICTIONS, schemas.predictions(num_classes, len(labels_N)))
     write_table(per_class, PER_CLASS, schemas.per_class())
     write_json(overall, METRICS)
+    record("evaluate", METRICS, PER_CLASS, PREDICTIONS)
     print(
         f"evaluate: accuracy {overall['accuracy']:.2%}"
         f" ({overall['accuracy_low']:.2%} to {overall['accuracy_high']:.2%}),"
-        f" recall {overall['recall']:.4f}, F1 {overall['f1']:.4f} on {len(labels_N):,} test images"
+        f" recall {overall['recall']:.4f}, F1 {overall['f1']:.4f} on {len(labels_N):,} test images;"
+        f" unsure of {unsure:,}, wrong in {sure_errors:,} of the others"
     )
 
 

@@ -6,7 +6,6 @@ Writes artifacts/onnx/model.onnx: input `image` uint8 [batch, 1, H, W]; outputs 
 Fails when the checkpoint is damaged or the exported graph does not pass ONNX's checker.
 """
 
-import hashlib
 import json
 import warnings
 from pathlib import Path
@@ -20,6 +19,7 @@ from stages.core.checkpoint import Manifest, load_checkpoint
 from stages.core.datasets import normalize_pixels
 from stages.core.errors import reported
 from stages.core.params import load_params
+from stages.core.sums import record, sha256, verify
 
 MODEL = Path("artifacts/model/model.pt")
 ONNX = Path("artifacts/onnx/model.onnx")
@@ -80,6 +80,7 @@ def strip_debug_info(graph: onnx.ModelProto) -> None:
 
 def main() -> None:
     params = load_params()
+    verify("train", MODEL)
     model, manifest = load_checkpoint(MODEL)
     graph = to_onnx(model, manifest, params.export.opset)
     about = {
@@ -87,11 +88,13 @@ def main() -> None:
         "dataset": manifest.dataset,
         "classes": json.dumps(manifest.classes),
         "data_sha256": manifest.data_sha256,
-        "model_sha256": hashlib.sha256(MODEL.read_bytes()).hexdigest(),
+        "model_sha256": sha256(MODEL),
+        "unsure_below": repr(manifest.unsure_below),
     }
     onnx.helper.set_model_props(graph, about)
     with replacing(ONNX) as partial:
         partial.write_bytes(graph.SerializeToString(deterministic=True))
+    record("export", ONNX)
     print(f"export: opset {params.export.opset}, {ONNX.stat().st_size / 1e3:,.0f} kB, in {ONNX}")
 
 

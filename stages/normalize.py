@@ -2,7 +2,7 @@
 
 Reads artifacts/raw/DATASET/.
 Writes artifacts/normalized/: a TensorDict of memory maps per split and summary.parquet, one row per image;
-artifacts/metrics/normalize.json: images per split and exact duplicates.
+artifacts/metrics/normalize.json: images per split and exact duplicates; artifacts/sums/normalize.sha256.
 Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, or a class is too rare or frequent.
 """
 
@@ -19,6 +19,8 @@ from stages.core.artifacts import replacing, validate, write_json, write_table, 
 from stages.core.datasets import RAW, normalize_pixels, read_raw
 from stages.core.errors import UserError, reported
 from stages.core.params import load_params
+from stages.core.provenance import made_from
+from stages.core.sums import digest, record, verify
 
 NORMALIZED = Path("artifacts/normalized")
 METRICS = Path("artifacts/metrics/normalize.json")
@@ -83,6 +85,7 @@ def main() -> None:
     params = load_params()
     knobs, num_classes = params.normalize, len(params.chosen_dataset.classes)
     folder = RAW / params.dataset
+    verify("download", folder)
     train, test = (read_raw(folder, split) for split in ("train", "test"))
     for data in (train, test):
         validate(data, schemas.raw(num_classes), folder)
@@ -103,7 +106,9 @@ def main() -> None:
             data["label"] = data["label"].long()
             write_tensors(data, partial / split, schemas.normalized(num_classes, knobs.mean, knobs.std))
     counts = count_images(summary)
-    write_json(counts, METRICS)
+    settings = knobs.model_dump() | {"seed": params.seed}
+    write_json({**counts, "made_from": made_from(digest("download"), settings, torch.device("cpu"))}, METRICS)
+    record("normalize", NORMALIZED, METRICS)
     sizes = ", ".join(f"{counts[split]:,} {split}" for split in splits)
     print(f"normalize: {sizes}; {counts['duplicates_across_splits']} exact duplicates across splits")
 

@@ -26,6 +26,8 @@ from stages.core.checkpoint import load_checkpoint
 from stages.core.datasets import RAW, normalize_pixels, read_raw
 from stages.core.errors import UserError, reported
 from stages.core.params import load_params
+from stages.core.provenance import made_from
+from stages.core.sums import record, verify
 
 ONNX = Path("artifacts/onnx/model.onnx")
 MODEL = Path("artifacts/model/model.pt")
@@ -100,6 +102,11 @@ def adversarial_images(shape: tuple[int, ...], count: int, seed: int) -> dict[st
 def main() -> None:
     params = load_params()
     knobs, folder = params.parity, RAW / params.dataset
+    verify("download", folder)
+    verify("normalize", TEST)
+    verify("train", MODEL)
+    verify("evaluate", PREDICTIONS)
+    verify("export", ONNX)
     session = open_session(ONNX)
     model, manifest = load_checkpoint(MODEL)
     num_classes = len(manifest.classes)
@@ -133,9 +140,11 @@ def main() -> None:
         **{f"accuracy_{name}": hits_N.double().mean().item() for name, hits_N in accuracy.items()},
         "num_images": len(test),
         "max_abs_diff_by_input": {name: result.max_abs_diff for name, result in compared.items()},
+        "made_from": made_from(manifest.data_sha256, manifest.settings.model_dump(), torch.device("cpu")),
     }
     write_json(report, METRICS)
     judge(report, knobs.max_abs_diff)
+    record("parity", METRICS)
     print(
         f"parity: ONNX Runtime and PyTorch agree on {len(test):,} images at batch sizes"
         f" {', '.join(map(str, knobs.batch_sizes))}; largest difference {report['max_abs_diff']:.1e}"

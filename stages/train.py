@@ -11,7 +11,6 @@ Fails when the loss is not finite, the device is missing or one of several proce
 Shape suffixes: N images of a batch, S steps, C planes, H x W pixels, K classes.
 """
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -37,9 +36,11 @@ from stages.core.artifacts import read_tensors, validate, write_table
 from stages.core.augmentation import augment
 from stages.core.checkpoint import Manifest, save_checkpoint
 from stages.core.errors import reported
+from stages.core.inference import confidence_threshold, infer
 from stages.core.models import build_model
 from stages.core.optimization import l1_norm, loss_of, make_optimizer, make_schedule
 from stages.core.runtime import autocast_dtype, fits, group, joined, launch, pick_device, place
+from stages.core.sums import digest, record, verify
 
 NORMALIZED = Path("artifacts/normalized")
 MODEL = Path("artifacts/model/model.pt")
@@ -210,15 +211,6 @@ def fit(
         }
 
 
-def hash_tensors(*splits: TensorDict) -> str:
-    """sha256 of all images and labels."""
-    digest = hashlib.sha256()
-    for data in splits:
-        for key in ("image", "label"):
-            digest.update(data[key].numpy())
-    return digest.hexdigest()
-
-
 class Watch:
     """What one sees of a running training: a bar, a line for each epoch, and the files of DVCLive."""
 
@@ -299,12 +291,11 @@ def main() -> None:
 def run(knobs: params.Params, device: torch.device) -> None:
     recipe, classes, pixels = knobs.chosen_recipe, knobs.chosen_dataset.classes, knobs.normalize
     schema = schemas.normalized(len(classes), pixels.mean, pixels.std)
-    train, validation = (read_tensors(NORMALIZED / name, schema) for name in ("train", "validation"))
-    image_shape, data_sha256 = (
-        cast("tuple[int, int, int]", tuple(train["image"].shape[1:])),
-        hash_tensors(train, validation),
-    )
-    rank, processes = group()
+    folders = NORMALIZED / "train", NORMALIZED / "validation"
+    verify("normalize", *folders)
+    train, validation = (read_tensors(folder, schema) for folder in folders)
+    image_shape = cast("tuple[int, int, int]", tuple(train["image"].shape[1:]))
+    data_sha256, (rank, processes) = digest("normalize"), group()
 
     torch.manual_seed(knobs.seed)
     model = build_model(recipe.model, image_shape, len(classes)).to(device).to(memory_format=torch.channels_last)
@@ -348,17 +339,20 @@ def run(knobs: params.Params, device: torch.device) -> None:
         if dist.is_initialized():
             dist.barrier()  # nothing is written unless all have come this far
         if rank == 0:
-            save(knobs, image_shape, data_sha256, rows, weights)
+            save(knobs, data_sha256, rows, weights, validation)
 
 
 def save(
     knobs: params.Params,
-    image_shape: tuple[int, int, int],
     data_sha256: str,
     rows: list[dict[str, float]],
     weights: dict[str, Tensor],
+    validation: TensorDict,
 ) -> None:
-    best = best_of(rows)
+    best, image_shape = best_of(rows), cast("tuple[int, int, int]", tuple(validation["image"].shape[1:]))
+    model = build_model(knobs.chosen_recipe.model, image_shape, len(knobs.chosen_dataset.classes))
+    model.load_state_dict(weights)
+    logits_NK = infer(model, validation, pick_device(knobs.device), ASSESSED)
     manifest = Manifest(
         format=1,
         recipe=knobs.recipe,
@@ -370,9 +364,11 @@ def save(
         std=knobs.normalize.std,
         data_sha256=data_sha256,
         epoch=int(best["epoch"]),
+        unsure_below=confidence_threshold(logits_NK, validation["label"], knobs.train.sure_accuracy),
     )
     write_table(pl.DataFrame(rows), HISTORY, schemas.history())
     save_checkpoint(MODEL, manifest, {name: weight.contiguous() for name, weight in weights.items()})
+    record("train", MODEL, HISTORY)
     print(f"train: kept epoch {manifest.epoch}, validation accuracy {best['validation_accuracy']:.2%}, in {MODEL}")
 
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from stages import download, evaluate, normalize, train
-from stages.core import schemas
+from stages.core import schemas, sums
 from stages.core.artifacts import read_table, read_tensors, write_tensors
 from stages.core.checkpoint import build, load_checkpoint, save_checkpoint
 from stages.core.errors import UserError
+from stages.core.inference import infer
 from tests.conftest import tiny_params, write_params
 
 # the predicted class has probability 1/2, the two others 1/4 each
@@ -118,6 +119,7 @@ def test_table_of_predictions() -> None:
 def test_files_of_a_run(evaluated: Path) -> None:
     overall = json.loads((evaluated / evaluate.METRICS).read_text())
     assert {"accuracy", "precision", "recall", "f1", "loss"} <= set(overall)
+    assert all(value for value in overall.pop("made_from").values())
     assert all(isinstance(value, int | float) for value in overall.values())
     assert overall["num_images"] == 100
 
@@ -143,7 +145,7 @@ def test_files_of_a_run(evaluated: Path) -> None:
 def test_batch_size_changes_no_logit(evaluated: Path, batch_size: int) -> None:
     model, _ = load_checkpoint(evaluated / evaluate.MODEL)
     test = read_tensors(evaluated / evaluate.TEST, schemas.normalized(10, 0.5, 0.5))
-    logits = evaluate.infer(model.train(), test, torch.device("cpu"), batch_size)
+    logits = infer(model.train(), test, torch.device("cpu"), batch_size)
     with torch.inference_mode():
         torch.testing.assert_close(logits, model.eval()(test["image"]), rtol=0, atol=1e-5)
 
@@ -153,6 +155,12 @@ def test_class_without_test_image_is_refused(before: Path) -> None:
     test = read_tensors(evaluate.TEST, schema)
     kept = test[test["label"] != 9].clone()
     write_tensors(kept, evaluate.TEST, schema)
+    model, manifest = load_checkpoint(evaluate.MODEL)
+    sums.record("normalize", evaluate.TEST)
+    save_checkpoint(
+        evaluate.MODEL, manifest.model_copy(update={"data_sha256": sums.digest("normalize")}), model.state_dict()
+    )
+    sums.record("train", evaluate.MODEL)
     with pytest.raises(UserError, match=r"^artifacts/metrics/per_class\.csv violates its schema:\n  column 'images'"):
         evaluate.main()
     assert not evaluate.METRICS.exists()
@@ -162,6 +170,7 @@ def test_model_for_another_image_shape_is_refused(before: Path) -> None:
     _, manifest = load_checkpoint(evaluate.MODEL)
     small = manifest.model_copy(update={"image_shape": (1, 14, 14)})
     save_checkpoint(evaluate.MODEL, small, build(small).state_dict())
+    sums.record("train", evaluate.MODEL)
     with pytest.raises(
         UserError,
         match=r"^artifacts/model/model\.pt takes images of shape \(1, 14, 14\), .*normalized/test have \(1, 28, 28\)",
@@ -175,6 +184,17 @@ def test_model_for_another_normalization_is_refused(before: Path, mean: float, s
     model, manifest = load_checkpoint(evaluate.MODEL)
     other = manifest.model_copy(update={"mean": mean, "std": std})
     save_checkpoint(evaluate.MODEL, other, model.state_dict())
+    sums.record("train", evaluate.MODEL)
     with pytest.raises(UserError, match=r"^artifacts/normalized/test violates its schema:\n  column 'image': all pix"):
         evaluate.main()
     assert not evaluate.METRICS.exists()
+
+
+def test_model_of_other_data_is_refused(before: Path) -> None:
+    model, manifest = load_checkpoint(evaluate.MODEL)
+    save_checkpoint(evaluate.MODEL, manifest.model_copy(update={"data_sha256": "0" * 64}), model.state_dict())
+    sums.record("train", evaluate.MODEL)
+    with pytest.raises(
+        UserError, match=r"^artifacts/model/model\.pt was trained on other data than those in artifacts/"
+    ):
+        evaluate.main()

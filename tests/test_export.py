@@ -14,6 +14,7 @@ import torch
 from stages import download, export, normalize, train
 from stages.core.checkpoint import load_checkpoint
 from stages.core.errors import UserError
+from stages.core.sums import record, sums_of
 from tests.conftest import CLASSES, PROJECT, make_images, tiny_params, write_params
 
 
@@ -37,9 +38,9 @@ def model(exported: Path) -> onnx.ModelProto:
 
 
 def copy_model(source: Path, folder: Path) -> None:
-    """Give `folder` what the stage needs: the params and the trained model."""
-    (folder / export.MODEL.parent).mkdir(parents=True)
-    for name in ("params.yaml", export.MODEL):
+    """Give `folder` what the stage needs: the params, the trained model and its sum."""
+    for name in ("params.yaml", export.MODEL, sums_of("train")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(source / name, folder / name)
 
 
@@ -74,6 +75,7 @@ def test_metadata(exported: Path, model: onnx.ModelProto) -> None:
         "dataset": "tiny",
         "data_sha256": manifest.data_sha256,
         "model_sha256": hashlib.sha256((exported / export.MODEL).read_bytes()).hexdigest(),
+        "unsure_below": str(manifest.unsure_below),
     }
 
 
@@ -126,6 +128,7 @@ def test_damaged_checkpoint_is_refused(exported: Path, tmp_path: Path, monkeypat
     copy_model(exported, tmp_path)
     monkeypatch.chdir(tmp_path)
     export.MODEL.write_bytes(export.MODEL.read_bytes()[:1000])
+    record("train", export.MODEL)
     with pytest.raises(UserError, match=r"^artifacts/model/model\.pt"):
         export.main()
     assert not export.ONNX.exists()

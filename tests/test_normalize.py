@@ -15,6 +15,7 @@ from stages.core.artifacts import read_table, read_tensors
 from stages.core.datasets import FILES, normalize_pixels, write_idx
 from stages.core.errors import UserError
 from stages.core.schemas import SPLITS, normalized, summary
+from stages.core.sums import record
 from stages.normalize import METRICS, NORMALIZED, stratified_split
 from tests.conftest import make_images, write_params
 
@@ -28,6 +29,7 @@ def write_raw(
     for split, (images, labels) in {"train": train or make_images(300, 1), "test": test or make_images(100, 2)}.items():
         write_idx(RAW / FILES[f"{split}_images"], images)
         write_idx(RAW / FILES[f"{split}_labels"], labels)
+    record("download", RAW)
 
 
 def read_splits(mean: float, std: float) -> dict[str, TensorDict]:
@@ -132,7 +134,9 @@ def test_duplicates_are_reported(workspace: Path, capsys: pytest.CaptureFixture[
     test_images[4] = test_images[14]
     write_raw((images, labels), (test_images, test_labels))
     normalize.main()
-    assert json.loads(METRICS.read_text()) == {
+    metrics = json.loads(METRICS.read_text())
+    assert set(metrics.pop("made_from")) == {"data", "settings", "code", "versions", "device"}
+    assert metrics == {
         "train": 250,
         "validation": 50,
         "test": 100,

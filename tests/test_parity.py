@@ -18,6 +18,7 @@ from stages.core.checkpoint import build, load_checkpoint
 from stages.core.datasets import FILES, RAW, read_idx, write_idx
 from stages.core.errors import UserError
 from stages.core.params import load_params, override_params
+from stages.core.sums import record
 from tests.conftest import PROJECT, tiny_params, write_params
 
 OPSET = 20
@@ -79,6 +80,7 @@ def test_one_changed_weight_is_found(ready: Path, name: str) -> None:
     values.flat[0] += 0.01
     weight.CopyFrom(onnx.numpy_helper.from_array(values, name))
     onnx.save(model, parity.ONNX)
+    record("export", parity.ONNX)
     with pytest.raises(UserError, match=r"^artifacts/onnx/model\.onnx does not compute .*: logits differ by"):
         parity.main()
     report = read_report()
@@ -90,6 +92,7 @@ def test_one_changed_weight_is_found(ready: Path, name: str) -> None:
 def test_wrong_normalization_is_found(ready: Path, change: dict[str, float]) -> None:
     model, manifest = load_checkpoint(parity.MODEL)
     onnx.save(export.to_onnx(model, manifest.model_copy(update=change), OPSET), parity.ONNX)
+    record("export", parity.ONNX)
     with pytest.raises(UserError, match="logits differ by"):
         parity.main()
     assert read_report()["max_abs_diff"] > 1e-4
@@ -100,6 +103,7 @@ def test_other_labels_are_found(ready: Path) -> None:
     _, manifest = load_checkpoint(parity.MODEL)
     torch.manual_seed(2)
     onnx.save(export.to_onnx(build(manifest), manifest, OPSET), parity.ONNX)
+    record("export", parity.ONNX)
     with pytest.raises(UserError, match=r"logits differ by .*; \d+ labels differ; see artifacts/metrics/parity\.json"):
         parity.main()
     report = read_report()
@@ -115,6 +119,7 @@ def test_changed_predictions_are_found(ready: Path) -> None:
         prediction=pl.when(pl.col("index") < 3).then((pl.col("prediction") + 1) % 10).otherwise(pl.col("prediction"))
     )
     write_table(changed, parity.PREDICTIONS, schema)
+    record("evaluate", parity.PREDICTIONS)
     with pytest.raises(UserError, match=r"3 predictions are not those of artifacts/plots/predictions\.csv"):
         parity.main()
     assert read_report()["changed_since_evaluation"] == 3
@@ -125,6 +130,7 @@ def test_weight_that_is_not_a_number_is_found(ready: Path) -> None:
     [bias] = [weight for weight in model.graph.initializer if weight.name == "model.14.bias"]
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, dtype=np.float32), bias.name))
     onnx.save(model, parity.ONNX)
+    record("export", parity.ONNX)
     with pytest.raises(UserError, match="logits differ by"):
         parity.main()
     assert read_report()["max_abs_diff"] > 1e30
@@ -133,6 +139,7 @@ def test_weight_that_is_not_a_number_is_found(ready: Path) -> None:
 @pytest.mark.parametrize("size", [0, 1000, -1000])
 def test_truncated_file_is_refused(ready: Path, size: int) -> None:
     parity.ONNX.write_bytes(parity.ONNX.read_bytes()[:size])
+    record("export", parity.ONNX)
     with pytest.raises(UserError, match=r"^artifacts/onnx/model\.onnx does not load in ONNX Runtime"):
         parity.main()
     assert not parity.METRICS.exists()
@@ -151,6 +158,7 @@ def test_file_of_another_model_is_refused(ready: Path, change: dict[str, Any]) -
     _, manifest = load_checkpoint(parity.MODEL)
     other = manifest.model_copy(update=change)
     onnx.save(export.to_onnx(build(other), other, OPSET), parity.ONNX)
+    record("export", parity.ONNX)
     with pytest.raises(UserError, match=r"artifacts/onnx/model\.onnx"):
         parity.main()
 
@@ -159,7 +167,8 @@ def test_raw_images_of_another_split_are_refused(ready: Path) -> None:
     for field in ("test_images", "test_labels"):
         path = RAW / "tiny" / FILES[field]
         write_idx(path, read_idx(path, ndim=3 if field == "test_images" else 1)[:60])
-    with pytest.raises(UserError, match="artifacts/raw/tiny"):
+    record("download", RAW / "tiny")
+    with pytest.raises(UserError, match=r"^artifacts/raw/tiny has test images \[60, "):
         parity.main()
 
 

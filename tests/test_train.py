@@ -36,7 +36,7 @@ SHAPE = (1, 28, 28)
 CPU = torch.device("cpu")
 LOSS = params.CrossEntropy(name="cross_entropy", label_smoothing=0.0)
 MLP = {"name": "mlp", "hidden": [64], "dropout": 0.0}
-CONVNET = {"name": "convnet", "channels": [[8], [16]], "head": "flatten", "dropout": 0.0}
+CONVNET = {"name": "convnet", "channels": [[8], [16]], "stem": "pool", "head": "flatten", "dropout": 0.0}
 WAVENET = SHORT_WAVENET.model_copy(update={"layers": 9, "channels": 16})  # its last places see nearly all of an image
 OTHERS = [config.model_dump() for config in (VGG_, RESNET, DENSENET, LSTM, GRU, TRANSFORMER, WAVENET)]
 OFF = {"shift": 0, "rotation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from stages.core.artifacts import replacing
 from stages.core.errors import UserError
 from stages.core.models import build_model
-from stages.core.params import Recipe, Section, Sha256
+from stages.core.params import Recipe, Section, Sha256, Share
 
 
 class Manifest(Section):
@@ -23,8 +23,9 @@ class Manifest(Section):
     image_shape: tuple[int, int, int]  # C, H, W
     mean: float  # pixel x in 0..255 enters as (x / 255 - mean) / std
     std: float
-    data_sha256: Sha256  # of the training and validation tensors
+    data_sha256: Sha256  # of all that stage normalize wrote
     epoch: int  # the epoch that did best on the validation split
+    unsure_below: Share  # a confidence, chosen on the validation split
 
 
 def build(manifest: Manifest) -> nn.Module:

@@ -62,17 +62,23 @@ def mlp(widths: list[int], dropout: float = 0.0) -> nn.Sequential:
 def convnet(config: params.ConvNet, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     """Blocks of convolutions (5x5 the first, then 3x3), each with batch norm and ReLU; then one linear layer.
 
-    Each block ends in a max-pool by 2; with `head: max` the last one in the maximum over all places instead.
+    Each block ends in a max-pool by 2; with `stem: stride` the first convolution has stride 2 instead, with `head: max`
+    the last block ends in the maximum over all places.
     """
     layers: list[nn.Module] = []
     planes = image_shape[0]
     for block, widths in enumerate(config.channels):
         last = block == len(config.channels) - 1
         for index, fan_out in enumerate(widths):
-            layers.append(nn.Conv2d(planes, fan_out, 3 if layers else 5, padding="same", bias=False))
-            if index == len(widths) - 1:
-                # before the norm, which then has a quarter of the pixels to work on
-                layers.append(nn.AdaptiveMaxPool2d(1) if last and config.head == "max" else nn.MaxPool2d(2))
+            if layers:
+                layers.append(nn.Conv2d(planes, fan_out, 3, padding=1, bias=False))
+            else:
+                layers.append(nn.Conv2d(planes, fan_out, 5, 1 if config.stem == "pool" else 2, padding=2, bias=False))
+            if index == len(widths) - 1:  # before the norm, which then has a quarter of the pixels to work on
+                if last and config.head == "max":
+                    layers.append(nn.AdaptiveMaxPool2d(1))
+                elif block or config.stem == "pool":
+                    layers.append(nn.MaxPool2d(2))
             layers += [nn.BatchNorm2d(fan_out), nn.ReLU()]
             planes = fan_out
     trunk = nn.Sequential(*layers, nn.Flatten())

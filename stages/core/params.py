@@ -98,6 +98,7 @@ class ConvNet(Section):
     channels: Annotated[  # of the convolutions of each block
         list[Annotated[list[Positive], Field(min_length=1, max_length=4)]], Field(min_length=1, max_length=4)
     ]
+    stem: Literal["pool", "stride"]  # how the first block halves an image: max-pool, or a convolution of stride 2
     head: Literal["flatten", "max"]
     dropout: Dropout
 
@@ -255,6 +256,7 @@ class Recipe(Section):
 
 
 class Train(Section):
+    sure_accuracy: Share  # of the validation images that the model is sure of; sets its `unsure_below`
     processes: Annotated[int, Field(ge=1, le=1024)]  # on this machine; they share each batch
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"]  # modes of torch.compile
 

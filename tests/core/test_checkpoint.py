@@ -15,7 +15,7 @@ from tests.conftest import CLASSES, PROJECT
 
 RECIPES = load_params(PROJECT / "params.yaml").recipes
 SMALL = RECIPES["convnet"].model_copy(
-    update={"model": ConvNet(name="convnet", channels=[[3], [5]], head="flatten", dropout=0.0)}
+    update={"model": ConvNet(name="convnet", channels=[[3], [5]], stem="pool", head="flatten", dropout=0.0)}
 )
 
 
@@ -31,6 +31,7 @@ def make_manifest(settings: Recipe, recipe: str = "convnet") -> Manifest:
         std=0.5,
         data_sha256="0" * 64,
         epoch=3,
+        unsure_below=0.75,
     )
 
 

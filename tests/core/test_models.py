@@ -15,9 +15,9 @@ def mlp(*hidden: int, dropout: float = 0.0) -> params.Mlp:
     return params.Mlp(name="mlp", hidden=list(hidden), dropout=dropout)
 
 
-def convnet(*channels: list[int], head: str = "flatten", dropout: float = 0.0) -> params.ConvNet:
+def convnet(*channels: list[int], stem: str = "pool", head: str = "flatten", dropout: float = 0.0) -> params.ConvNet:
     return params.ConvNet.model_validate(
-        {"name": "convnet", "channels": list(channels), "head": head, "dropout": dropout}
+        {"name": "convnet", "channels": list(channels), "stem": stem, "head": head, "dropout": dropout}
     )
 
 
@@ -44,6 +44,7 @@ def count_parameters(model: nn.Module) -> int:
         # by block: the kernel's weights, and weight and bias of the norm; at the end 8 channels of 7x7
         (convnet([4], [8]), (1, 28, 28), 10, (25 * 4 + 2 * 4) + (9 * 4 * 8 + 2 * 8) + (8 * 7 * 7 * 10 + 10)),
         (convnet([24], [48], [96]), (1, 28, 28), 10, 61_426),
+        (convnet([4], [8], stem="stride"), (1, 28, 28), 10, 25 * 4 + 2 * 4 + 9 * 4 * 8 + 2 * 8 + 8 * 7 * 7 * 10 + 10),
         (convnet([4], [8], head="max"), (1, 28, 28), 10, (25 * 4 + 2 * 4) + (9 * 4 * 8 + 2 * 8) + (8 * 10 + 10)),
         (convnet([32], [64, 64], [128], head="max"), (1, 28, 28), 10, 131_690),
         # four gates, three gates: from the row, from the state, and two biases
@@ -66,7 +67,9 @@ def test_every_recipe_has_a_network(name: str) -> None:
     assert model(torch.randn((2, 1, 28, 28))).shape == (2, 10)
 
 
-@pytest.mark.parametrize("config", [*FAMILIES, convnet([4, 4], [8], head="max")], ids=lambda config: config.name)
+@pytest.mark.parametrize(
+    "config", [*FAMILIES, convnet([4, 4], [8], stem="stride", head="max")], ids=lambda config: config.name
+)
 @pytest.mark.parametrize(("shape", "classes"), [((1, 28, 28), 10), ((1, 16, 40), 3), ((3, 32, 32), 256)])
 def test_images_become_logits(config: params.Model, shape: tuple[int, int, int], classes: int) -> None:
     model = build_model(config, shape, classes).eval()

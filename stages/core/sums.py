@@ -1,0 +1,68 @@
+"""What each stage wrote, by sha256, so that the next one refuses anything else: a schema cannot see every changed byte.
+
+artifacts/sums/STAGE.sha256 is what `sha256sum --check artifacts/sums/*` reads.
+"""
+
+import hashlib
+from pathlib import Path
+
+from stages.core.artifacts import replacing
+from stages.core.errors import UserError
+
+FOLDER = Path("artifacts/sums")
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sums_of(stage: str) -> Path:
+    return FOLDER / f"{stage}.sha256"
+
+
+def record(stage: str, *outputs: Path) -> None:
+    """Write the sums of these files, and of all files in these folders: all that `stage` has written."""
+    files = [file for output in outputs for file in files_at(output)]
+    with replacing(sums_of(stage)) as partial:
+        partial.write_text("".join(f"{sha256(file)}  {file.as_posix()}\n" for file in files), encoding="utf-8")
+
+
+def verify(stage: str, *inputs: Path) -> None:
+    """Raise `UserError` where one of these files and folders is not, byte for byte, what `stage` has written."""
+    path = sums_of(stage)
+    if not path.exists():
+        raise UserError(f"{path} not found: stage '{stage}' has not run to its end; `dvc repro {stage}` runs it")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    for given in inputs:
+        names = [name for name in recorded if name == given.as_posix() or name.startswith(f"{given.as_posix()}/")]
+        if not names:
+            raise UserError(f"{path} is damaged: it does not name {given}; {mended_by(stage, path)}")
+        found = {file.as_posix() for file in files_at(given)}
+        for name in [*names, *sorted(found.difference(names))]:
+            if name not in found:
+                reason = "is a folder" if Path(name).is_dir() else "is missing"
+            elif name not in recorded:
+                reason = f"is no file that stage '{stage}' wrote"
+            elif (digest := sha256(Path(name))) != recorded[name]:
+                reason = f"is not what stage '{stage}' wrote: its sha256 is {digest}, not {recorded[name]}"
+            else:
+                continue
+            raise UserError(f"{name} {reason}; {mended_by(stage, given)}")
+
+
+def digest(stage: str) -> str:
+    """One sha256 of all that `stage` has written."""
+    return sha256(sums_of(stage))
+
+
+def files_at(path: Path) -> list[Path]:
+    """The file itself, or every file in the folder, in a stable order."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [path] if path.exists() else []
+
+
+def mended_by(stage: str, path: Path) -> str:
+    return f"remove it and `dvc checkout {path}` brings it back, or `dvc repro --force {stage}` makes it anew"
