@@ -51,7 +51,8 @@ def describe(device: torch.device) -> str:
         case "cuda":
             return torch.cuda.get_device_name(device)
         case "cpu":
-            return f"{processor()}, {torch.get_num_threads()} threads"
+            threads = torch.get_num_threads()
+            return f"{processor()}, {threads} thread{'s' if threads > 1 else ''}"
         case kind:
             return f"{processor()}, {kind}"
 

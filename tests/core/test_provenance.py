@@ -39,11 +39,11 @@ def test_each_ingredient_shows() -> None:
     assert f"torch {torch.__version__.split('+')[0]}" in first["versions"]
 
 
-@pytest.mark.parametrize("threads", [1, 3])
-def test_the_number_of_threads_shows(threads: int) -> None:
+@pytest.mark.parametrize(("threads", "shown"), [(1, "1 thread"), (3, "3 threads")])
+def test_the_number_of_threads_shows(threads: int, shown: str) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert made_from("1" * 64, {}, CPU)["device"].endswith(f", {threads} threads")
+        assert made_from("1" * 64, {}, CPU)["device"].endswith(f", {shown}")
     finally:
         torch.set_num_threads(before)
