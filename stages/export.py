@@ -38,7 +38,7 @@ class Deployed(nn.Module):
 
 
 def to_onnx(model: nn.Module, manifest: Manifest, opset: int) -> onnx.ModelProto:
-    """The deployed model as a checked ONNX graph with a dynamic batch."""
+    """The deployed model as a checked ONNX graph with a dynamic batch, and in its metadata what is needed to use it."""
     deployed = Deployed(model, manifest.mean, manifest.std).eval()
     # two images, for a batch of one would be taken for a constant
     example = torch.zeros((2, *manifest.image_shape), dtype=torch.uint8)
@@ -60,6 +60,14 @@ def to_onnx(model: nn.Module, manifest: Manifest, opset: int) -> onnx.ModelProto
     assert program is not None
     graph = program.model_proto
     strip_debug_info(graph)
+    about = {
+        "recipe": manifest.recipe,
+        "dataset": manifest.dataset,
+        "classes": json.dumps(manifest.classes),
+        "data_sha256": manifest.data_sha256,
+        "unsure_below": repr(manifest.unsure_below),
+    }
+    onnx.helper.set_model_props(graph, about)
     onnx.checker.check_model(graph, full_check=True)
     # torch's exporter fixes it, in silence, where the model's code takes its size for a number
     assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param, "the exported batch is not dynamic"
@@ -83,15 +91,7 @@ def main() -> None:
     verify("train", MODEL)
     model, manifest = load_checkpoint(MODEL)
     graph = to_onnx(model, manifest, params.export.opset)
-    about = {
-        "recipe": manifest.recipe,
-        "dataset": manifest.dataset,
-        "classes": json.dumps(manifest.classes),
-        "data_sha256": manifest.data_sha256,
-        "model_sha256": sha256(MODEL),
-        "unsure_below": repr(manifest.unsure_below),
-    }
-    onnx.helper.set_model_props(graph, about)
+    graph.metadata_props.add(key="model_sha256", value=sha256(MODEL))
     with replacing(ONNX) as partial:
         partial.write_bytes(graph.SerializeToString(deterministic=True))
     record("export", ONNX)

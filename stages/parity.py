@@ -13,8 +13,6 @@ Shape suffixes: N images, C = 1 channel, H x W pixels, K classes.
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import onnxruntime
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -25,6 +23,7 @@ from stages.core.artifacts import read_table, read_tensors, validate, write_json
 from stages.core.checkpoint import load_checkpoint
 from stages.core.datasets import RAW, normalize_pixels, read_raw
 from stages.core.errors import UserError, reported
+from stages.core.onnx_model import OnnxModel
 from stages.core.params import load_params
 from stages.core.provenance import made_from
 from stages.core.sums import record, verify
@@ -58,29 +57,17 @@ def compare(onnx_NK: Tensor, pytorch_NK: Tensor, tolerance: float) -> Comparison
     return Comparison(diff_NK.max().item(), *count_labels(onnx_NK.argmax(1), pytorch_NK, tolerance))
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on the CPU."""
-    options = onnxruntime.SessionOptions()
-    # its threads would spin between the runs and slow whatever shares the cores
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # its exceptions have no common base class
-        raise UserError(f"{path} does not load in ONNX Runtime: {error}") from error
-
-
-def check_signature(session: onnxruntime.InferenceSession, image_shape: list[int], num_classes: int) -> None:
+def check_signature(onnx_model: OnnxModel, image_shape: tuple[int, int, int], num_classes: int) -> None:
     """Raise `UserError` where the file does not take and give what the model does."""
-    (image,), (logits, _) = session.get_inputs(), session.get_outputs()
-    if image.shape[1:] != image_shape or logits.shape[1:] != [num_classes]:
-        found = f"images {image.shape[1:]} to {logits.shape[1:]} logits"
-        raise UserError(f"{ONNX} maps {found}, {MODEL} maps images {image_shape} to [{num_classes}] logits")
+    found = [*onnx_model.image_shape], [len(onnx_model.classes)]
+    if found != ([*image_shape], [num_classes]):
+        ours, theirs = f"images {found[0]} to {found[1]} logits", f"images {[*image_shape]} to [{num_classes}] logits"
+        raise UserError(f"{ONNX} maps {ours}, {MODEL} maps {theirs}")
 
 
-def run_onnx(session: onnxruntime.InferenceSession, images_NCHW: Tensor, batch_size: int) -> Tensor:
+def run_onnx(onnx_model: OnnxModel, images_NCHW: Tensor, batch_size: int) -> Tensor:
     """Logits for raw uint8 pixels."""
-    batches = (batch.numpy() for batch in images_NCHW.split(batch_size))
-    return torch.from_numpy(np.concatenate([session.run(["logits"], {"image": batch})[0] for batch in batches]))
+    return torch.cat([torch.from_numpy(onnx_model.run(batch.numpy())[0]) for batch in images_NCHW.split(batch_size)])
 
 
 def run_pytorch(model: nn.Module, images_NCHW: Tensor, batch_size: int = 256) -> Tensor:
@@ -107,10 +94,10 @@ def main() -> None:
     verify("train", MODEL)
     verify("evaluate", PREDICTIONS)
     verify("export", ONNX)
-    session = open_session(ONNX)
+    onnx_model = OnnxModel(ONNX)
     model, manifest = load_checkpoint(MODEL)
     num_classes = len(manifest.classes)
-    check_signature(session, [*manifest.image_shape], num_classes)
+    check_signature(onnx_model, manifest.image_shape, num_classes)
     raw = read_raw(folder, "test")
     validate(raw, schemas.raw(num_classes), folder)
     test = read_tensors(TEST, schemas.normalized(num_classes, manifest.mean, manifest.std))
@@ -122,12 +109,12 @@ def main() -> None:
     compared: dict[str, Comparison] = {}
     console = Console()
     for size in track(knobs.batch_sizes, "parity", console=console, transient=True, disable=not console.is_terminal):
-        onnx_NK = run_onnx(session, raw["image"], size)
+        onnx_NK = run_onnx(onnx_model, raw["image"], size)
         compared[f"batch_{size}"] = compare(onnx_NK, pytorch_NK, knobs.max_abs_diff)
     on_test = list(compared.values())
     for name, images in adversarial_images(manifest.image_shape, knobs.noise_images, params.seed).items():
         expected_NK = run_pytorch(model, normalize_pixels(images, manifest.mean, manifest.std))
-        compared[name] = compare(run_onnx(session, images, len(images)), expected_NK, knobs.max_abs_diff)
+        compared[name] = compare(run_onnx(onnx_model, images, len(images)), expected_NK, knobs.max_abs_diff)
 
     accuracy = {"onnx": onnx_NK.argmax(1) == labels_N, "pytorch": pytorch_NK.argmax(1) == labels_N}
     evaluated_N = torch.from_numpy(evaluated["prediction"].to_numpy(writable=True))
