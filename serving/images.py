@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stages.core.errors import UserError
 
@@ -39,7 +39,7 @@ def decode(content: bytes, source: str) -> NDArray[np.uint8]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise UserError(f"{source} has more than the {MAX_PIXELS:,} pixels that are allowed") from None
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         what = f"its {len(content):,} bytes are neither PNG nor JPEG" if content else "it is empty"
         raise UserError(f"{source} is no picture: {what}") from None
     except Exception as error:  # Pillow's decoders raise what they come upon
