@@ -1,0 +1,322 @@
+"""The model as a service, with a page to draw on: `python -m serving.app`, until ctrl-C.
+
+Reads artifacts/onnx/model.onnx, again whenever it changes, and for /model the files in artifacts/metrics/.
+Fails when there is no model, or none that works, and when the port is taken.
+
+Shape suffixes: N images, C planes, H x W pixels, K classes.
+"""
+
+import asyncio
+import base64
+import hashlib
+import json
+import logging
+import os
+import re
+import socket
+import time
+from argparse import ArgumentParser
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import uvicorn
+from anyio import to_thread
+from fastapi import APIRouter, FastAPI, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
+from numpy.typing import NDArray
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
+from pydantic import BaseModel, Field, JsonValue
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serving import body
+from serving.live_model import LiveModel
+from stages.core.errors import UserError, reported
+from stages.core.onnx_model import OnnxModel
+
+ONNX = Path("artifacts/onnx/model.onnx")
+METRICS = Path("artifacts/metrics")
+PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+GRACE_S = 5  # for requests under way when the service ends
+
+REQUESTS = Counter("requests", "Requests by path and status", ["path", "status"])
+SECONDS = Histogram("request_seconds", "From a request's head to its answer's end", ["path"])
+IMAGES = Counter("images", "Images answered, by label and whether the model was unsure", ["label", "unsure"])
+MODEL = Gauge("model_info", "1 for the model that is served", ["sha256", "recipe", "dataset"])
+
+TEXT = {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}
+
+router = APIRouter()
+
+
+class Prediction(BaseModel):
+    label: str
+    confidence: Annotated[float, Field(ge=0, le=1, description="the label's probability")]
+    probabilities: Annotated[dict[str, float], Field(description="by class")]
+    unsure: Annotated[bool, Field(description="whether the confidence is below the model's `unsure_below`")]
+    image: Annotated[
+        list[list[int]] | None, Field(description="what the model was given: rows of grey levels, white on black")
+    ] = None
+
+
+class Answer(BaseModel):
+    model: Annotated[str, Field(description="sha256 of the model that answers")]
+    predictions: Annotated[list[Prediction], Field(description="one for each image, in their order")]
+
+
+class Problem(BaseModel):
+    detail: Annotated[str, Field(description="what is wrong, and what is allowed")]
+
+
+class Health(BaseModel):
+    status: Literal["ok", "model refused"]
+    model: Annotated[str, Field(description="sha256 of the model that is served")]
+    since: datetime
+    refused: Annotated[str | None, Field(description="why the newest file is not served")]
+
+
+class ModelFacts(BaseModel):
+    sha256: str
+    recipe: str | None
+    dataset: str | None
+    data_sha256: Annotated[str | None, Field(description="of the normalized data it was trained on")]
+    classes: list[str]
+    image_shape: Annotated[list[int], Field(description="planes, height, width")]
+    unsure_below: Annotated[float, Field(description="a prediction of less confidence is unsure")]
+    operators: Annotated[dict[str, int], Field(description="how many ONNX nodes there are of each kind")]
+    metrics: Annotated[dict[str, JsonValue], Field(description="of the pipeline's last run, by stage")]
+
+
+def live_model(request: Request) -> LiveModel:
+    """Of the service that got the request."""
+    return request.app.state.live
+
+
+@router.post(
+    "/predict",
+    summary="Classify images",
+    response_model_exclude_none=True,
+    responses={status: {"model": Problem} for status in (400, 413, 415, 422)},
+)
+async def predict(
+    request: Request, images: Annotated[bool, Query(description="answer what the model was given, too")] = False
+) -> Answer:
+    """Pictures (PNG or JPEG, any size, light on dark or dark on light) are made to fit: what is drawn is scaled and
+    centred by its mass, as MNIST's digits were. Pixels in JSON are taken as they are."""
+    model = live_model(request).model
+    images_NHW = await body.read_images(request, *model.image_shape[1:])
+    _, probabilities_NK = await to_thread.run_sync(model.run, images_NHW[:, None])
+    predictions = interpret(model, probabilities_NK)
+    if images:
+        for prediction, image_HW in zip(predictions, images_NHW, strict=True):
+            prediction.image = image_HW.tolist()
+    return Answer(model=model.sha256, predictions=predictions)
+
+
+def interpret(model: OnnxModel, probabilities_NK: NDArray[np.float32]) -> list[Prediction]:
+    predictions = []
+    for probabilities_K in probabilities_NK:
+        best = int(probabilities_K.argmax())
+        unsure = bool(probabilities_K[best] < model.unsure_below)
+        values = probabilities_K.astype(float).round(6).tolist()
+        IMAGES.labels(model.classes[best], str(unsure).lower()).inc()
+        predictions.append(
+            Prediction(
+                label=model.classes[best],
+                confidence=values[best],
+                probabilities=dict(zip(model.classes, values, strict=True)),
+                unsure=unsure,
+            )
+        )
+    return predictions
+
+
+@router.get("/model", summary="What is known of the model")
+async def facts(request: Request) -> ModelFacts:
+    model = live_model(request).model
+    return ModelFacts(
+        sha256=model.sha256,
+        recipe=model.metadata.get("recipe"),
+        dataset=model.metadata.get("dataset"),
+        data_sha256=model.metadata.get("data_sha256"),
+        classes=model.classes,
+        image_shape=list(model.image_shape),
+        unsure_below=model.unsure_below,
+        operators=model.operators,
+        metrics=read_metrics(METRICS),
+    )
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """The files that are there and whole: a stage may just be writing them."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        with suppress(OSError, ValueError):
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    return found
+
+
+@router.get("/health", summary="Whether it serves, and the newest model")
+async def health(request: Request) -> Health:
+    live = live_model(request)
+    return Health(
+        status="model refused" if live.refused else "ok",
+        model=live.model.sha256,
+        since=live.since,
+        refused=live.refused,
+    )
+
+
+@router.get(
+    "/metrics", summary="Figures for Prometheus", response_class=PlainTextResponse, responses={200: {"content": TEXT}}
+)
+async def metrics(request: Request) -> Response:
+    model = live_model(request).model
+    MODEL.clear()
+    MODEL.labels(model.sha256, model.metadata.get("recipe"), model.metadata.get("dataset")).set(1)
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def security_policy(html: str) -> str:
+    """A Content-Security-Policy that allows what stands in the page, requests to this service, and nothing else."""
+
+    def allowed(tag: str) -> str:
+        (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
+        return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+    return (
+        f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; img-src data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+POLICY = security_policy(PAGE)
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> HTMLResponse:
+    return HTMLResponse(PAGE, headers={"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"})
+
+
+@router.get("/openapi.json", include_in_schema=False)
+async def openapi(request: Request) -> dict[str, Any]:
+    """Written for the model that is served now: it says what size of pixels it takes."""
+    app: FastAPI = request.app
+    document = get_openapi(title=app.title, version=app.version, description=app.description, routes=router.routes)
+    _, height, width = live_model(request).model.image_shape
+    document["paths"]["/predict"]["post"]["requestBody"] = body.describe(height, width)
+    return document
+
+
+class Measured:
+    """Count the requests and their seconds; paths that do not exist are counted as one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status, started = 500, time.perf_counter()
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        finally:
+            path = getattr(scope.get("route"), "path", "none")
+            REQUESTS.labels(path, status).inc()
+            SECONDS.labels(path).observe(time.perf_counter() - started)
+
+
+async def refuse(_: Request, error: Exception) -> Response:
+    """4xx for what a handler has raised."""
+    match error:
+        case UserError():
+            return JSONResponse({"detail": str(error)}, 422)
+        case RequestValidationError():
+            first = error.errors()[0]
+            return JSONResponse({"detail": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 422)
+        case _:
+            assert isinstance(error, ClientDisconnect)
+            return Response(status_code=400)  # that nobody reads
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+    # more would only share the cores, and each may hold a large picture
+    to_thread.current_default_thread_limiter().total_tokens = os.cpu_count() or 1
+    watch = asyncio.create_task(app.state.live.watch())
+    print(f"serving: draw at {app.state.url}; ctrl-C ends it", flush=True)
+    yield
+    watch.cancel()
+
+
+def build(live: LiveModel, url: str) -> FastAPI:
+    app = FastAPI(
+        title="vision-pipeline",
+        version="1",
+        description="Classifies images with the model that the pipeline has exported.",
+        # FastAPI's own pages load scripts from elsewhere
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+        exception_handlers=dict.fromkeys((UserError, RequestValidationError, ClientDisconnect), refuse),
+    )
+    app.state.live, app.state.url = live, url
+    app.add_middleware(Measured)
+    app.include_router(router)
+    return app
+
+
+def listen(host: str, port: int) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{host}, port {port}: {reason}; --port chooses another one, 0 any that is free") from None
+
+
+def main() -> None:
+    parser = ArgumentParser("python -m serving.app", description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: 127.0.0.1, this machine alone). WARNING: there is no authentication; "
+        "whoever reaches another address can use the service",
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000; 0: any free one)")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    with reported("serving"):
+        live = LiveModel(ONNX)
+        listener = listen(arguments.host, arguments.port)
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        app = build(live, f"http://{host}:{listener.getsockname()[1]}")
+        config = uvicorn.Config(
+            app,
+            log_config=None,
+            log_level="warning",
+            access_log=False,  # a query may hold what is secret; /metrics counts
+            server_header=False,
+            headers=[("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer")],
+            timeout_graceful_shutdown=GRACE_S,
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+if __name__ == "__main__":
+    main()
