@@ -22,14 +22,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import uvicorn
 from anyio import to_thread
 from fastapi import APIRouter, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse
-from numpy.typing import NDArray
 from prometheus_client import CONTENT_TYPE_LATEST, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, Field, JsonValue
 from starlette.requests import ClientDisconnect
@@ -109,32 +107,29 @@ async def predict(
 ) -> Answer:
     """Pictures (PNG or JPEG, any size, light on dark or dark on light) are made to fit: what is drawn is scaled and
     centred by its mass, as MNIST's digits were. Pixels in JSON are taken as they are."""
-    model = live_model(request).model
-    images_NHW = await body.read_images(request, *model.image_shape[1:])
-    _, probabilities_NK = await to_thread.run_sync(model.run, images_NHW[:, None])
-    predictions = interpret(model, probabilities_NK)
-    if images:
-        for prediction, image_HW in zip(predictions, images_NHW, strict=True):
-            prediction.image = image_HW.tolist()
-    return Answer(model=model.sha256, predictions=predictions)
+    content = await body.read(request)
+    return await to_thread.run_sync(answer, live_model(request).model, content, images)
 
 
-def interpret(model: OnnxModel, probabilities_NK: NDArray[np.float32]) -> list[Prediction]:
+def answer(model: OnnxModel, content: body.Body, with_images: bool) -> Answer:
+    images_NHW = body.to_images(content, *model.image_shape[1:])
+    _, probabilities_NK = model.run(images_NHW[:, None])
     predictions = []
-    for probabilities_K in probabilities_NK:
+    for image_HW, probabilities_K in zip(images_NHW, probabilities_NK, strict=True):
         best = int(probabilities_K.argmax())
-        unsure = bool(probabilities_K[best] < model.unsure_below)
+        label, unsure = model.classes[best], bool(probabilities_K[best] < model.unsure_below)
         values = probabilities_K.astype(float).round(6).tolist()
-        IMAGES.labels(model.classes[best], str(unsure).lower()).inc()
+        IMAGES.labels(label, str(unsure).lower()).inc()
         predictions.append(
             Prediction(
-                label=model.classes[best],
+                label=label,
                 confidence=values[best],
                 probabilities=dict(zip(model.classes, values, strict=True)),
                 unsure=unsure,
+                image=image_HW.tolist() if with_images else None,
             )
         )
-    return predictions
+    return Answer(model=model.sha256, predictions=predictions)
 
 
 @router.get("/model", summary="What is known of the model")

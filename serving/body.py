@@ -3,17 +3,16 @@
 Shape suffixes: N images, H x W pixels.
 """
 
-from collections.abc import AsyncGenerator
-from typing import Annotated, Any
+import logging
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
-from anyio import to_thread
 from fastapi import HTTPException, Request
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from python_multipart.multipart import parse_options_header
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field as FormField
+from python_multipart.multipart import File, FormParser, parse_options_header
 
 from serving.images import decode, fit
 from stages.core.errors import UserError
@@ -25,62 +24,80 @@ PICTURES = ("image/png", "image/jpeg")
 FORM, JSON = "multipart/form-data", "application/json"
 FIELD = "files"
 
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs what it finds in a form
+
+
+# a float, for to JSON 7.0 is an integer, too
+Grey = Annotated[float, Field(strict=True, ge=0, le=255, multiple_of=1, allow_inf_nan=False)]
+
 
 class Pixels(BaseModel):
     """Grey levels as the model takes them, white on black."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-    images: Annotated[list[list[list[Annotated[int, Field(ge=0, le=255)]]]], Field(min_length=1, max_length=MAX_IMAGES)]
+    model_config = ConfigDict(extra="forbid")
+    images: Annotated[list[list[list[Grey]]], Field(min_length=1, max_length=MAX_IMAGES)]
 
 
-async def read_images(request: Request, height: int, width: int) -> NDArray[np.uint8]:
-    """The images [N, H, W] in a request: pictures are made to fit, pixels in JSON taken as they are.
+class Body(NamedTuple):
+    content: bytes
+    kind: str
+    boundary: bytes | None  # of a form
+
+
+async def read(request: Request) -> Body:
+    """The body of a kind that is allowed, until it is too long: what Content-Length says need not be true, or there."""
+    found, options = parse_options_header(request.headers.get("content-type"))
+    kind = found.decode("latin-1")
+    if kind not in (allowed := (*PICTURES, FORM, JSON)):
+        raise HTTPException(415, f"Content-Type is {kind or 'missing'!r}, allowed are {', '.join(allowed)}")
+    content = bytearray()
+    async for piece in request.stream():
+        content += piece
+        if len(content) > MAX_BODY:
+            raise HTTPException(413, f"the body has more than the {MAX_BODY:,} bytes that are allowed")
+    return Body(bytes(content), kind, options.get(b"boundary"))
+
+
+def to_images(body: Body, height: int, width: int) -> NDArray[np.uint8]:
+    """The images [N, H, W] in a body: pictures are made to fit, pixels in JSON taken as they are.
 
     `HTTPException` says what is wrong with the request, `UserError` what with a picture in it.
     """
-    kind = parse_options_header(request.headers.get("content-type"))[0].decode("latin-1")
-    if kind == FORM:
-        files = await read_form(request)
-    elif kind in PICTURES:
-        files = [("the picture", await read(request))]
-    elif kind == JSON:
-        return await to_thread.run_sync(parse_pixels, await read(request), height, width)
-    else:
-        allowed = ", ".join((*PICTURES, FORM, JSON))
-        raise HTTPException(415, f"Content-Type is {kind or 'missing'!r}, allowed are {allowed}")
-    return await to_thread.run_sync(fit_pictures, files, height, width)
+    if body.kind == JSON:
+        return parse_pixels(body.content, height, width)
+    if body.kind == FORM:
+        return fit_pictures(parse_form(body), height, width)
+    return fit_pictures([("the picture", body.content)], height, width)
 
 
-async def limited(request: Request) -> AsyncGenerator[bytes]:
-    """The body, piece by piece, until it is too long: what Content-Length says need not be true, or there."""
-    size = 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > MAX_BODY:
-            raise HTTPException(413, f"the body has more than the {MAX_BODY:,} bytes that are allowed")
-        yield piece
+def parse_form(body: Body) -> list[tuple[str, bytes]]:
+    """Names and contents of the pictures in a form; those without a file name come as its fields."""
+    files: list[tuple[str, bytes]] = []
 
+    def take(name: bytes | None, field: bytes | None, content: bytes) -> None:
+        if field != FIELD.encode():
+            found = (field or b"").decode(errors="replace")
+            raise HTTPException(422, f"the form's field {found!r} is refused, allowed is {FIELD!r}")
+        if len(files) == MAX_IMAGES:
+            raise HTTPException(422, f"the form has more than the {MAX_IMAGES} files that are allowed")
+        files.append((name.decode(errors="replace") if name else f"file {len(files) + 1}", content))
 
-async def read(request: Request) -> bytes:
-    return b"".join([piece async for piece in limited(request)])
+    def take_file(file: File) -> None:
+        file.file_object.seek(0)
+        take(file.file_name, file.field_name, file.file_object.read())
 
+    def take_field(field: FormField) -> None:
+        take(None, field.field_name, field.value or b"")
 
-async def read_form(request: Request) -> list[tuple[str, bytes]]:
-    """Names and contents of the files in a form."""
     try:
-        form = await MultiPartParser(request.headers, limited(request), max_files=MAX_IMAGES).parse()
-    except MultiPartException as error:
-        raise HTTPException(400, f"the form is refused: {error.message}") from None
-    try:
-        files: list[tuple[str, bytes]] = []
-        for field, value in form.multi_items():
-            if field != FIELD or not isinstance(value, UploadFile):
-                raise HTTPException(422, f"the form's field {field!r} is refused, allowed are files as {FIELD!r}")
-            files.append((value.filename or f"file {len(files) + 1}", await value.read()))
-    finally:
-        await form.close()
+        config = {"MAX_MEMORY_FILE_SIZE": MAX_BODY}  # no temporary files
+        parser = FormParser(FORM, take_field, take_file, boundary=body.boundary, config=config)
+        parser.write(body.content)
+        parser.finalize()
+    except FormParserError as error:
+        raise HTTPException(400, f"the form is refused: {error}") from None
     if not files:
-        raise HTTPException(422, f"the form has no field {FIELD!r} with a picture")
+        raise HTTPException(422, f"the form has no field {FIELD!r} with a picture, or no end")
     return files
 
 
@@ -95,9 +112,9 @@ def fit_pictures(files: list[tuple[str, bytes]], height: int, width: int) -> NDA
     return np.stack(images)
 
 
-def parse_pixels(body: bytes, height: int, width: int) -> NDArray[np.uint8]:
+def parse_pixels(content: bytes, height: int, width: int) -> NDArray[np.uint8]:
     try:
-        images = Pixels.model_validate_json(body).images
+        images = Pixels.model_validate_json(content).images
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the body"
