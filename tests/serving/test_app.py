@@ -338,8 +338,8 @@ def test_it_listens_on_loopback_alone(service: Service) -> None:
 def test_a_port_that_is_taken(service: Service, tmp_path: Path) -> None:
     shutil.copytree(service.model.parent, tmp_path / "artifacts/onnx")
     port = service.url.rsplit(":", 1)[1]
-    reason = f"127.0.0.1, port {port}: Address already in use; --port chooses another one, 0 any that is free"
-    assert failure(tmp_path, "--port", port) == f"serving: error: {reason}\n"
+    (line,) = failure(tmp_path, "--port", port).splitlines()
+    assert line.startswith(f"serving: error: 127.0.0.1, port {port}: Address already in use")
     assert "port 70000" in failure(tmp_path, "--port", "70000")
     assert "no.such.host.invalid, port 0:" in failure(tmp_path, "--host", "no.such.host.invalid")
 
