@@ -84,12 +84,14 @@ def fit(grey_HW: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8
     (dark_HW,) = white_on_black(grey_HW[None])
     if dark_HW.shape == (height, width):
         return dark_HW
-    background = np.uint8(np.median(border(dark_HW[None])))
-    ink_HW = dark_HW - np.minimum(dark_HW, background)
-    strongest = int(ink_HW.max())
-    if strongest < MIN_CONTRAST:
+    background = int(np.median(border(dark_HW[None])))
+    contrast = int(dark_HW.max()) - background
+    if contrast < MIN_CONTRAST:
         return np.zeros((height, width), np.uint8)
-    inside_HW = ink_HW > strongest // 2
+    # shadows and noise stay below: of 1/8, 1/4 and 3/8 the best on validation images made to look like photographs
+    paper = np.uint8(background + contrast // 8)
+    ink_HW = np.maximum(dark_HW, paper) - paper
+    inside_HW = ink_HW > ink_HW.max() // 2
     rows, columns = np.flatnonzero(inside_HW.any(axis=1)), np.flatnonzero(inside_HW.any(axis=0))
     box_HW = ink_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX_SHARE * min(height / len(box_HW), width / len(box_HW[0]))
