@@ -1,6 +1,7 @@
 """What the user can mend, told in plain words instead of a traceback."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,12 @@ def did_you_mean(name: str, allowed: list[str]) -> str:
     """`", did you mean 'convnet'?"`, or nothing where no allowed name comes near."""
     near = get_close_matches(name, allowed, n=1)
     return f", did you mean '{near[0]}'?" if near else ""
+
+
+def redacted(text: str) -> str:
+    """Without what the URLs in it may keep secret: user, password and query."""
+    text = re.sub(r"(://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1?***", text)
+    return re.sub(r"://[^\s'\"]*@", "://***@", text)
 
 
 @contextmanager

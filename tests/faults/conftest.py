@@ -1,0 +1,79 @@
+"""Counts the faults that the tests in this folder inject, and prints the table of them in the end.
+
+A plain `pytest` tries a few of each kind. VISION_PIPELINE_FAULTS=long tries them by the dozen and hundred, and writes
+the table to benchmarks/faults.md.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import NoReturn
+
+import pytest
+
+from benchmarks import report
+
+LONG = os.environ.get("VISION_PIPELINE_FAULTS") == "long"
+HEAD = ["fault", "times tried", "times survived", "data lost"]
+
+
+class DataLostError(AssertionError):
+    """What was there before the fault, or what it interrupted, cannot be had any more."""
+
+
+@dataclass
+class Count:
+    tried: int = 0
+    survived: int = 0
+    lost: int = 0
+
+
+class Faults:
+    """How often each fault was tried, and what came of it."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, Count] = {}
+        self.reasons: dict[str, str] = {}
+
+    @contextmanager
+    def tried(self, name: str) -> Iterator[None]:
+        """One fault of this name, survived unless the block raises; a `DataLostError` counts as data lost."""
+        count = self.counts.setdefault(name, Count())
+        count.tried += 1
+        try:
+            yield
+            count.survived += 1
+        except DataLostError:
+            count.lost += 1
+            raise
+
+    def untried(self, name: str, reason: str) -> NoReturn:
+        """Skip the test: the table names what this machine cannot do."""
+        self.reasons[name] = reason
+        pytest.skip(f"{name}: {reason}")
+
+    def table(self) -> list[str]:
+        rows = [[name, str(count.tried), str(count.survived), str(count.lost)] for name, count in self.counts.items()]
+        untried = [f"Not tried on this machine: {name} ({reason})." for name, reason in self.reasons.items()]
+        return [report.table(HEAD, rows), *untried]
+
+
+FAULTS = Faults()
+
+
+@pytest.fixture(scope="session")
+def faults() -> Faults:
+    return FAULTS
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if not FAULTS.counts:
+        return
+    if LONG:
+        results = {"faults": {name: asdict(count) for name, count in FAULTS.counts.items()}, "untried": FAULTS.reasons}
+        text = [report.conditions("dvc", "prefect", "torch", "onnxruntime"), *FAULTS.table()]
+        report.write("faults", "Faults injected", text, results)
+    else:
+        terminalreporter.section("faults injected")
+        terminalreporter.write("\n\n".join(FAULTS.table()) + "\n")

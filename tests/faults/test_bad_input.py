@@ -1,0 +1,223 @@
+"""Params and data that nobody would write: each is refused by name, or it is right after all."""
+
+import copy
+import math
+import os
+import struct
+import tracemalloc
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from stages.core import params
+from stages.core.datasets import FILES, read_idx, read_raw, write_idx
+from stages.core.errors import UserError
+from stages.core.models import build_model
+from stages.core.params import Params, load_params, override_params, parse_params
+from tests.conftest import PROJECT
+from tests.faults.conftest import LONG, Faults
+
+TEXT = (PROJECT / "params.yaml").read_text()
+CONTENT = YAML(typ="safe").load(TEXT)
+NAMED = Path("params.yaml")
+MAX_MEMORY = 1 << 27  # for refusing a file
+
+settings.register_profile(
+    "faults",
+    max_examples=5000 if LONG else 100,
+    deadline=None,
+    derandomize=not LONG,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+fuzzed = settings(settings.get_profile("faults"))
+
+
+def places(content: Any, *above: str | int) -> Iterator[tuple[str | int, ...]]:
+    """The keys to every value in the file, sections and leaves."""
+    inner = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in inner:
+        yield *above, key
+        yield from places(value, *above, key)
+
+
+PLACES = list(places(CONTENT))
+NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([10**9, 10**12, 2**31, 2**63, 10**400, -1, 0, 1e308]))
+SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, st.text(), st.dates())
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(st.lists(inner, max_size=5), st.dictionaries(SCALARS, inner, max_size=5)),
+    max_leaves=20,
+)
+
+
+def changed(place: tuple[str | int, ...], change: str, value: Any, key: Any) -> dict[str, Any]:
+    """The project's params with one value replaced or removed, or a key added beside it."""
+    content: dict[str, Any] = copy.deepcopy(CONTENT)
+    inner: Any = content
+    for part in place[:-1]:
+        inner = inner[part]
+    if change == "remove":
+        del inner[place[-1]]
+    elif change == "add" and isinstance(inner, dict):
+        inner[key] = value
+    else:
+        inner[place[-1]] = value
+    return content
+
+
+def written(content: Any) -> str:
+    text = StringIO()
+    YAML(typ="safe").dump(content, text)
+    return text.getvalue()
+
+
+def outcome(text: str) -> str | Params:
+    """The params, or the message of the refusal; anything else is an error of the test."""
+    try:
+        return parse_params(text, NAMED)
+    except UserError as error:
+        assert str(error).startswith(("params.yaml is refused:\n  ", "params.yaml is not valid YAML: ")), error
+        assert len(str(error)) < 20_000
+        return str(error)
+
+
+@fuzzed
+@given(st.sampled_from(PLACES), st.sampled_from(["replace", "remove", "add"]), VALUES, SCALARS)
+def test_any_field(faults: Faults, place: tuple[str | int, ...], change: str, value: Any, key: Any) -> None:
+    with faults.tried("params.yaml with a wrong value, an unknown key or none"):
+        content = changed(place, change, value, key)
+        found = outcome(written(content))
+        if isinstance(found, Params):
+            assert found.model_dump() == content
+            return
+        section, field = ".".join(map(str, place[:-1])), ".".join(map(str, place))
+        named = {line.strip().partition(": ")[0] for line in found.split("\n")[1:]}
+        if change == "add":
+            assert any(name.startswith(section) for name in named), found
+        else:
+            # itself, one within it, or what it does not go with: its section, or a choice
+            others = {section, "recipe", "dataset", "train.processes", "recipes.convnet"}
+            assert named & others or any(name.startswith(field) for name in named), found
+
+
+@fuzzed
+@given(st.integers(0, len(TEXT)), st.integers(0, 40), st.text(max_size=20))
+def test_any_text(faults: Faults, start: int, length: int, inserted: str) -> None:
+    with faults.tried("params.yaml with any text in any place"):
+        outcome(TEXT[:start] + inserted + TEXT[start + length :])
+
+
+@fuzzed
+@given(st.binary(max_size=200), st.integers(0, len(TEXT)))
+def test_any_bytes(faults: Faults, tmp_path: Path, inserted: bytes, start: int) -> None:
+    with faults.tried("params.yaml with any bytes in any place"):
+        path = tmp_path / "params.yaml"
+        path.write_bytes(TEXT.encode()[:start] + inserted + TEXT.encode()[start:])
+        try:
+            load_params(path)
+        except UserError as error:
+            assert str(error).startswith((f"{path} is refused:\n  ", f"{path} is not valid YAML: "))
+
+
+def bomb(levels: int = 40) -> str:
+    """Nine times nine times nine ... values by aliases of aliases."""
+    lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]"]
+    lines += [f"a{level}: &a{level} [{', '.join(9 * [f'*a{level - 1}'])}]" for level in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "the file: found None"),
+        (bomb(), "line 2: found an alias, '*a0'"),
+        ("a: &a [*a]", "line 1: found an alias, '*a'"),
+        ("a: &a {x: 1}\nb: {<<: *a}", "line 2: found an alias, '*a'"),
+        ("[" * 1_000_000, "line 1: nested more than 16 deep"),
+        ("? " * 100_000, "line 1: nested more than 16 deep"),
+        ("seed: 0x" + "f" * 1000, "seed: found "),
+        ("seed: !!timestamp x", "line 1: found a tag"),
+        ("? {a: 1}\n: 2", "found {'a': 1}, "),
+        ("\n".join(f"key{index}: 1" for index in range(50_000)), "and "),
+        ("x" * (1 << 21), "has 2,097,152 bytes, allowed are 1,048,576"),
+        ("seed: " + "x" * 1_000_000, "found a value of 1,000,000 characters, allowed are 2,000"),
+    ],
+    ids=["empty", "bomb", "itself", "merged", "nested", "keys", "digits", "tag", "key", "many", "large", "long"],
+)
+def test_text_that_grows(faults: Faults, tmp_path: Path, text: str, reason: str) -> None:
+    with faults.tried("params.yaml that grows when it is read"):
+        (tmp_path / "params.yaml").write_text(text)
+        tracemalloc.start()
+        try:
+            with pytest.raises(UserError) as refused:
+                load_params(tmp_path / "params.yaml")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert reason in str(refused.value)
+        assert len(str(refused.value)) < 10_000
+        assert peak < MAX_MEMORY
+
+
+def test_no_file(faults: Faults, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "endless", "folder"):
+        with faults.tried("params.yaml that is no file"), pytest.raises(UserError, match=f"{name} is no file"):
+            load_params(tmp_path / name)
+
+
+@fuzzed
+@given(st.sampled_from([".".join(map(str, place)) for place in PLACES]), VALUES)
+def test_any_override(faults: Faults, tmp_path: Path, field: str, value: Any) -> None:
+    with faults.tried("override of a field with a wrong value"):
+        path = tmp_path / "params.yaml"
+        path.write_text(TEXT)
+        try:
+            override_params(path, {field: value})
+            load_params(path)
+        except UserError:
+            assert path.read_text() == TEXT
+
+
+@fuzzed
+@given(st.text())
+def test_any_override_field(faults: Faults, tmp_path: Path, field: str) -> None:
+    with faults.tried("override of a field that there is not"):
+        (tmp_path / "params.yaml").write_text(TEXT)
+        with pytest.raises(UserError, match="there is no"):
+            override_params(tmp_path / "params.yaml", {field: 1})
+
+
+def largest(model: str) -> params.Model:
+    """The network of this kind with every field at its upper bound."""
+    at_bounds: dict[str, dict[str, Any]] = {
+        "mlp": {"hidden": [8192] * 16},
+        "convnet": {"channels": [[2048] * 4] * 4, "stem": "pool", "head": "flatten"},
+        "vgg": {"layers": [2048] * 32},
+        "resnet": {"blocks": [64] * 4},
+        "densenet": {"growth_rate": 128, "blocks": [64] * 4, "features": 2048},
+        "lstm": {"hidden": 4096, "layers": 8},
+        "gru": {"hidden": 4096, "layers": 8},
+        "transformer": {"patch": 28, "dim": 2048, "heads": 2048, "layers": 24},
+        "wavenet": {"channels": 2048, "layers": 12},
+    }
+    content = copy.deepcopy(CONTENT)
+    content["recipes"][model]["model"].update(at_bounds[model])
+    return parse_params(written(content), NAMED).recipes[model].model
+
+
+@pytest.mark.parametrize("model", ["mlp", "convnet", "vgg", "resnet", "densenet", "lstm", "gru", "transformer", "wavenet"])
+def test_the_largest_networks(model: str) -> None:
+    with torch.device("meta"):
+        network = build_model(largest(model), (1, 28, 28), 256)
+    assert sum(weight.numel() for weight in network.parameters()) < 3e9
