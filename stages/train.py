@@ -291,9 +291,8 @@ def main() -> None:
 def run(knobs: params.Params, device: torch.device) -> None:
     recipe, classes, pixels = knobs.chosen_recipe, knobs.chosen_dataset.classes, knobs.normalize
     schema = schemas.normalized(len(classes), pixels.mean, pixels.std)
-    folders = NORMALIZED / "train", NORMALIZED / "validation"
-    verify("normalize", *folders)
-    train, validation = (read_tensors(folder, schema) for folder in folders)
+    verify("normalize", NORMALIZED)
+    train, validation = (read_tensors(NORMALIZED / split, schema) for split in ("train", "validation"))
     image_shape = cast("tuple[int, int, int]", tuple(train["image"].shape[1:]))
     data_sha256, (rank, processes) = digest("normalize"), group()
 

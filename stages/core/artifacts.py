@@ -1,10 +1,12 @@
 """Files between two stages: validated when written and when read, and whole or not there at all."""
 
 import fcntl
+import io
 import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,18 @@ SHOWN = 5  # failing rows named in a message
 def replacing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write a file or folder to; it takes its place in one step if nothing was raised."""
     partial = path.with_name(f"{path.name}.partial")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove(partial)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove(partial)
         yield partial
         if path.is_dir() or partial.is_dir():
             remove(path)  # only a file takes a file's place in one step
         partial.replace(path)
+    except OSError as error:  # of a full disk it does not say where
+        raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        remove(partial)
+        with suppress(OSError):  # where nothing can be written, nothing can be removed
+            remove(partial)
 
 
 @contextmanager
@@ -98,7 +103,18 @@ def write_tensors(data: TensorDict, path: Path, schema: TensorDictSchema) -> Non
     """Save as a folder of memory maps."""
     validate(data, schema, path)
     with replacing(path) as partial:
+        partial.mkdir()
+        for name, tensor in data.items():
+            assert isinstance(tensor, torch.Tensor)
+            reserve(partial / f"{name}.memmap", tensor.nbytes)
         data.memmap(str(partial))
+
+
+def reserve(path: Path, size: int) -> None:
+    """A file of so many bytes that has its place on the disk: on a full one, a memory map kills who writes to it."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def read_tensors(path: Path, schema: TensorDictSchema) -> TensorDict:
@@ -127,11 +143,13 @@ def check_sizes(path: Path) -> None:
 def write_table(table: pl.DataFrame, path: Path, schema: DataFrameSchema) -> None:
     """Save as CSV or Parquet, by the suffix of `path`."""
     validate(table, schema, path)
+    buffer = io.BytesIO()  # for polars does not tell a full disk from other errors
+    if path.suffix == ".csv":
+        table.write_csv(buffer)
+    else:
+        table.write_parquet(buffer)
     with replacing(path) as partial:
-        if path.suffix == ".csv":
-            table.write_csv(partial)
-        else:
-            table.write_parquet(partial)
+        partial.write_bytes(buffer.getbuffer())
 
 
 def read_table(path: Path, schema: DataFrameSchema) -> pl.DataFrame:

@@ -1,5 +1,6 @@
 """The trained model as one file that rebuilds itself: the weights, and everything needed to use them."""
 
+import io
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +34,10 @@ def build(manifest: Manifest) -> nn.Module:
 
 
 def save_checkpoint(path: Path, manifest: Manifest, weights: dict[str, Tensor]) -> None:
-    with replacing(path) as partial, partial.open("wb") as file:
-        torch.save({"manifest": manifest.model_dump(), "weights": weights}, file)
+    buffer = io.BytesIO()  # for torch does not tell a full disk from other errors
+    torch.save({"manifest": manifest.model_dump(), "weights": weights}, buffer)
+    with replacing(path) as partial:
+        partial.write_bytes(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path) -> tuple[nn.Module, Manifest]:

@@ -4,6 +4,7 @@ artifacts/sums/STAGE.sha256 is what `sha256sum --check artifacts/sums/*` reads.
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from stages.core.artifacts import replacing
@@ -23,9 +24,13 @@ def sums_of(stage: str) -> Path:
 
 def record(stage: str, *outputs: Path) -> None:
     """Write the sums of these files, and of all files in these folders: all that `stage` has written."""
-    files = [file for output in outputs for file in files_at(output)]
+    sums = {file.as_posix(): sha256(file) for output in outputs for file in files_at(output)}
     with replacing(sums_of(stage)) as partial:
-        partial.write_text("".join(f"{sha256(file)}  {file.as_posix()}\n" for file in files), encoding="utf-8")
+        partial.write_bytes(render(sums))
+
+
+def render(sums: Mapping[str, str]) -> bytes:
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
 
 
 def verify(stage: str, *inputs: Path) -> None:
@@ -33,8 +38,11 @@ def verify(stage: str, *inputs: Path) -> None:
     path = sums_of(stage)
     if not path.exists():
         raise UserError(f"{path} not found: stage '{stage}' has not run to its end; `dvc repro {stage}` runs it")
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    content = path.read_bytes()
+    lines = content.decode(errors="replace").splitlines()
     recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+    if render(recorded) != content:
+        raise UserError(f"{path} is damaged: it holds more than sums and names; {mended_by(stage, path)}")
     for given in inputs:
         names = [name for name in recorded if name == given.as_posix() or name.startswith(f"{given.as_posix()}/")]
         if not names:

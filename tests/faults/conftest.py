@@ -8,11 +8,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from shutil import copytree
 from typing import NoReturn
 
 import pytest
 
 from benchmarks import report
+from tests.conftest import tiny_params, write_params
+from tests.faults.processes import STAGES, run
 
 LONG = os.environ.get("VISION_PIPELINE_FAULTS") == "long"
 HEAD = ["fault", "times tried", "times survived", "data lost"]
@@ -65,6 +69,23 @@ FAULTS = Faults()
 @pytest.fixture(scope="session")
 def faults() -> Faults:
     return FAULTS
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
+    """A folder in which all stages have run undisturbed on tiny data; to be copied, not changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    write_params(tiny_params(tiny_idx), folder)
+    for stage in STAGES:
+        ended = run(folder, stage)
+        assert ended.status == 0, ended.output
+    return folder
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """A copy of `finished`."""
+    return copytree(finished, tmp_path / "copied")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,0 +1,83 @@
+"""The least memory with which each stage passes on the real data: `python -m benchmarks.least_memory`.
+
+Writes benchmarks/least_memory.md. Each stage runs by `dvc repro` in a checkout of the committed revision, under a limit
+that is raised until it passes. Needs Linux and the right to make a control group (root, mostly).
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.memory import control_group
+from benchmarks.report import PROJECT, conditions, table, write
+from flows.graph import read_graph
+from flows.workspace import isolated
+from stages.core.params import PARAMS, load_params, override_params
+
+FIRST, STEP = 300_000_000, 50_000_000  # bytes
+
+
+class Passed(NamedTuple):
+    limit: int  # bytes of memory
+    seconds: float
+
+
+def run(folder: Path, stage: str, limit: int) -> bool:
+    """Whether the stage, with the `dvc repro` that runs it, passes with so many bytes of memory."""
+    with control_group(limit) as group:
+        inside = f"echo $$ > {group.procs} && exec {sys.executable} -m dvc repro --force --single-item {stage}"
+        log = folder / "least_memory.log"
+        with (
+            log.open("w") as output,
+            subprocess.Popen(
+                ["sh", "-c", inside], cwd=folder, stdout=output, stderr=output, start_new_session=True
+            ) as process,
+        ):
+            status = process.wait()
+            with suppress(ProcessLookupError):  # where the kernel has killed dvc, its stage is left
+                os.killpg(process.pid, signal.SIGKILL)
+        while group.procs.read_text():
+            time.sleep(0.1)
+    killed = any(word in log.read_text() for word in ("exited with -9", "Killed", "MemoryError", "allocate"))
+    assert status == 0 or killed or status < 0, log.read_text()
+    return status == 0
+
+
+def least(folder: Path, stage: str) -> Passed:
+    limit = FIRST
+    while True:
+        started = time.perf_counter()
+        if run(folder, stage, limit):
+            return Passed(limit, time.perf_counter() - started)
+        limit += STEP
+
+
+def main() -> None:
+    with isolated(PROJECT, "least_memory") as folder:
+        recipe = load_params(folder / PARAMS).recipe
+        override_params(folder / PARAMS, {f"recipes.{recipe}.epochs": 1})  # another one takes no other memory
+        os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        needs: dict[str, Passed] = {}
+        for stage in read_graph(folder):
+            needs[stage] = least(folder, stage)
+            print(f"{stage}: {needs[stage].limit / 1e9:.2f} GB, {needs[stage].seconds:.0f} s", flush=True)
+    rows = [[stage, f"{need.limit / 1e9:.2f}", f"{need.seconds:.0f}"] for stage, need in needs.items()]
+    text = [
+        conditions("torch", "onnxruntime", "dvc"),
+        f"Each stage by `dvc repro --force`, recipe `{recipe}` for one epoch, in a control group that counts its processes"
+        f" and the pages of the files that they read and write; the limit is raised by {STEP / 1e9} GB until the stage"
+        " passes.",
+        table(["stage", "least memory limit, GB", "seconds under it"], rows),
+    ]
+    write(
+        "least_memory", "The least memory of each stage", text, {stage: need._asdict() for stage, need in needs.items()}
+    )
+
+
+if __name__ == "__main__":
+    main()
