@@ -28,6 +28,7 @@ from stages.core.errors import TemporaryError, UserError, reported
 from stages.core.params import Dataset, PipSource, Sha256Sums, Source, TorchvisionSource, UrlSource, load_params
 from stages.core.schemas import raw
 from stages.core.sums import record, sha256
+from stages.core.timing import timed
 
 STALLED_S = 30  # without a byte, a server has failed
 
@@ -140,5 +141,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("download"):
+    with reported("download"), timed("download"):
         main()

@@ -34,6 +34,7 @@ from stages.core.params import load_params
 from stages.core.provenance import made_from
 from stages.core.runtime import pick_device
 from stages.core.sums import digest, record, verify
+from stages.core.timing import timed
 
 MODEL = Path("artifacts/model/model.pt")
 TEST = Path("artifacts/normalized/test")
@@ -125,5 +126,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("evaluate"):
+    with reported("evaluate"), timed("evaluate"):
         main()

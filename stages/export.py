@@ -20,6 +20,7 @@ from stages.core.datasets import normalize_pixels
 from stages.core.errors import reported
 from stages.core.params import load_params
 from stages.core.sums import record, sha256, verify
+from stages.core.timing import timed
 
 MODEL = Path("artifacts/model/model.pt")
 ONNX = Path("artifacts/onnx/model.onnx")
@@ -99,5 +100,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("export"):
+    with reported("export"), timed("export"):
         main()

@@ -21,6 +21,7 @@ from stages.core.errors import UserError, reported
 from stages.core.params import load_params
 from stages.core.provenance import made_from
 from stages.core.sums import digest, record, verify
+from stages.core.timing import timed
 
 NORMALIZED = Path("artifacts/normalized")
 METRICS = Path("artifacts/metrics/normalize.json")
@@ -114,5 +115,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("normalize"):
+    with reported("normalize"), timed("normalize"):
         main()

@@ -27,6 +27,7 @@ from stages.core.onnx_model import OnnxModel
 from stages.core.params import load_params
 from stages.core.provenance import made_from
 from stages.core.sums import record, verify
+from stages.core.timing import timed
 
 ONNX = Path("artifacts/onnx/model.onnx")
 MODEL = Path("artifacts/model/model.pt")
@@ -154,5 +155,5 @@ def judge(report: dict[str, Any], tolerance: float) -> None:
 
 
 if __name__ == "__main__":
-    with reported("parity"):
+    with reported("parity"), timed("parity"):
         main()

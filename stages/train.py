@@ -41,6 +41,7 @@ from stages.core.models import build_model
 from stages.core.optimization import l1_norm, loss_of, make_optimizer, make_schedule
 from stages.core.runtime import autocast_dtype, fits, group, joined, launch, pick_device, place
 from stages.core.sums import digest, record, verify
+from stages.core.timing import timed
 
 NORMALIZED = Path("artifacts/normalized")
 MODEL = Path("artifacts/model/model.pt")
@@ -372,5 +373,5 @@ def save(
 
 
 if __name__ == "__main__":
-    with reported("train"):
+    with reported("train"), timed("train"):
         main()

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 CODE = Path(__file__).parents[1]
+SOURCES = (".py", ".jinja")
 SHOWN = 12  # characters of a hash
 
 
@@ -32,10 +33,10 @@ def made_from(data_sha256: str, settings: Mapping[str, Any], device: torch.devic
 
 
 def git_tree(folder: Path) -> bytes:
-    """git's object name of a folder that holds Python files and such folders (Pro Git, "Git Objects")."""
+    """git's object name of a folder that holds modules and templates, and such folders (Pro Git, "Git Objects")."""
     entries = {}
     for path in folder.iterdir():
-        if path.suffix == ".py":
+        if path.suffix in SOURCES:
             entries[path.name] = b"100644 " + path.name.encode() + b"\0" + git_object(b"blob", path.read_bytes())
         elif path.is_dir() and any(path.glob("*.py")):
             entries[f"{path.name}/"] = b"40000 " + path.name.encode() + b"\0" + git_tree(path)

@@ -13,7 +13,7 @@ CPU = torch.device("cpu")
 
 
 def test_code_is_what_git_calls_the_tree(tmp_path: Path) -> None:
-    for name in ("b.py", "a/x.py", "a.py", "a-b.py", "notes.txt", "__pycache__/b.pyc"):
+    for name in ("b.py", "a/x.py", "a.py", "a-b.py", "page.html.jinja", "notes.txt", "__pycache__/b.pyc"):
         (tmp_path / "code" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "code" / name).write_text(name)
 
@@ -21,7 +21,7 @@ def test_code_is_what_git_calls_the_tree(tmp_path: Path) -> None:
         return subprocess.run(["git", *words], cwd=tmp_path, check=True, stdout=subprocess.PIPE, text=True).stdout
 
     git("init", "--quiet")
-    git("add", "*.py")
+    git("add", "*.py", "*.jinja")
     assert git_tree(tmp_path / "code").hex() == git("write-tree", "--prefix=code/").strip()
     (tmp_path / "code/a/x.py").write_text("changed")
     assert git_tree(tmp_path / "code").hex() != git("write-tree", "--prefix=code/").strip()

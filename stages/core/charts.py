@@ -1,0 +1,170 @@
+"""The report's charts, as Vega-Lite specifications.
+
+Text and axes have the page's own colour, so that one chart is right in light, dark and print; a width is its place's.
+"""
+
+from typing import Any
+
+import altair as alt
+import polars as pl
+
+INK, BLUE, ORANGE, GREEN = "currentColor", "#3b7dd8", "#e0701a", "#2f9e6e"
+HEIGHT = 240  # pixels
+CALIBRATION_BINS = 15  # as the calibration error's
+CONFIDENCE_BINS = 20
+BRIGHTNESS_BINS = 40
+LEGIBLE = 20  # classes up to which a confusion matrix has room for its numbers
+
+
+def specification(chart: Any) -> dict[str, Any]:
+    axis = {f"{part}Color": INK for part in ("label", "title", "domain", "tick", "grid")}
+    themed = (
+        chart.properties(width="container", background="transparent")
+        .configure(font="system-ui, sans-serif")
+        .configure_view(stroke=None)
+        .configure_axis(**axis, titleFontWeight="normal", gridOpacity=0.12, domainOpacity=0.4, tickOpacity=0.4)
+        .configure_legend(labelColor=INK, orient="top", title=None)
+        .configure_range(category=[BLUE, ORANGE, GREEN])
+    )
+    return themed.to_dict()
+
+
+def learning_curve(history: pl.DataFrame, measure: str) -> dict[str, Any]:
+    """`measure` (loss or accuracy) by epoch, of the training and the validation images."""
+    splits = {f"{split}_{measure}": split for split in ("train", "validation")}
+    rows = history.rename(splits).unpivot(list(splits.values()), index="epoch", variable_name="split")
+    chart = alt.Chart(rows, height=HEIGHT).mark_line(point=True)
+    return specification(
+        chart.encode(
+            x=alt.X("epoch:Q", axis=alt.Axis(tickMinStep=1, format="d"), scale=alt.Scale(nice=False, padding=8)),
+            y=alt.Y("value:Q", title=measure, scale=alt.Scale(zero=False)),
+            color=alt.Color("split:N", sort=list(splits.values())),
+            tooltip=["split", "epoch", alt.Tooltip("value:Q", title=measure, format=".4f")],
+        )
+    )
+
+
+def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
+    """Images by true and predicted class; the shade is that of the errors alone."""
+    rows = (
+        predictions.group_by("label", "prediction", maintain_order=True)
+        .agg(images=pl.len())
+        .with_columns(right=pl.col("label") == pl.col("prediction"))
+        .with_columns(pl.col("label", "prediction").replace_strict(dict(enumerate(classes)), return_dtype=pl.String))
+    )
+    scale, labels = alt.Scale(domain=classes), alt.Axis(labelAngle=0 if max(map(len, classes)) < 3 else -45)
+    cells = alt.Chart(rows, height=len(classes) * (28 if len(classes) <= LEGIBLE else 8)).encode(
+        x=alt.X("prediction:N", title="predicted", scale=scale, axis=labels),
+        y=alt.Y("label:N", title="true", scale=scale),
+        tooltip=[alt.Tooltip("label", title="true"), alt.Tooltip("prediction", title="predicted"), "images"],
+    )
+    right = cells.transform_filter("datum.right").mark_rect(color=BLUE, opacity=0.25)
+    wrong = (
+        cells.transform_filter("!datum.right")
+        .mark_rect(color=ORANGE)
+        .encode(opacity=alt.Opacity("images:Q", scale=alt.Scale(domainMin=0, range=[0.1, 0.8]), legend=None))
+    )
+    counts = cells.mark_text(color=INK, fontSize=10).encode(text="images:Q")
+    return specification(alt.layer(right, wrong, *([counts] if len(classes) <= LEGIBLE else [])))
+
+
+def binned(predictions: pl.DataFrame, bins: int) -> pl.DataFrame:
+    """With `bin` 0, 1, ..., the place of the confidence among so many equal parts of 0..1."""
+    return predictions.with_columns(
+        bin=(pl.col("confidence") * bins).floor().clip(0, bins - 1), right=pl.col("label") == pl.col("prediction")
+    )
+
+
+def calibration(predictions: pl.DataFrame) -> dict[str, Any]:
+    """How often the model is right, by how confident it says it is (reliability diagram)."""
+    rows = (
+        binned(predictions, CALIBRATION_BINS)
+        .group_by("bin")
+        .agg(pl.col("confidence").mean(), accuracy=pl.col("right").mean(), images=pl.len())
+        .sort("bin")
+    )
+    whole = alt.Scale(domain=[0, 1])
+    ideal = pl.DataFrame({"confidence": [0.0, 1.0], "accuracy": [0.0, 1.0]})
+    perfect = alt.Chart(ideal).mark_line(color=INK, opacity=0.4, strokeDash=[4, 4])
+    measured = alt.Chart(rows, height=HEIGHT).mark_line(point={"size": 50}, color=BLUE)
+    x, y = alt.X("confidence:Q", scale=whole), alt.Y("accuracy:Q", scale=whole)
+    shown = [alt.Tooltip("confidence:Q", format=".3f"), alt.Tooltip("accuracy:Q", format=".3f"), "images"]
+    return specification(perfect.encode(x=x, y=y) + measured.encode(x=x, y=y, tooltip=shown))
+
+
+def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any]:
+    """How many right and wrong predictions have which confidence, side by side in each part of 0..1."""
+    width = 1 / CONFIDENCE_BINS
+    start = pl.col("bin") * width + pl.when("right").then(0).otherwise(width / 2)
+    rows = (
+        binned(predictions, CONFIDENCE_BINS)
+        .group_by("bin", "right")
+        .agg(images=pl.len())
+        .sort("bin", "right")
+        .with_columns(start=start.round(4), end=(start + width / 2).round(4))
+        .with_columns(outcome=pl.when("right").then(pl.lit("right")).otherwise(pl.lit("wrong")))
+    )
+    bars = (
+        alt.Chart(rows, height=HEIGHT)
+        .mark_bar(binSpacing=0)
+        .encode(
+            x=alt.X("start:Q", title="confidence", scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(grid=False)),
+            x2="end:Q",
+            y=alt.Y(
+                "images:Q",
+                title="images (logarithmic)",
+                scale=alt.Scale(type="symlog"),
+                axis=alt.Axis(values=[0, 1, 10, 100, 1000, 10_000, 100_000], format=",d"),
+            ),
+            color=alt.Color("outcome:N", sort=["right", "wrong"]),
+            tooltip=["outcome", "images", alt.Tooltip("bin:Q", title="bin")],
+        )
+    )
+    limit = alt.Chart(pl.DataFrame({"unsure_below": [unsure_below]})).mark_rule(color=INK, strokeDash=[4, 4])
+    return specification(bars + limit.encode(x="unsure_below:Q", tooltip=alt.Tooltip("unsure_below:Q", format=".4f")))
+
+
+def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) -> dict[str, Any]:
+    """The share of each class in each split."""
+    rows = (
+        summary.group_by("split", "label")
+        .agg(images=pl.len())
+        .with_columns(share=pl.col("images") / pl.col("images").sum().over("split"))
+        .sort("split", "label")
+        .with_columns(pl.col("label").replace_strict(dict(enumerate(classes)), return_dtype=pl.String))
+    )
+    return specification(
+        alt.Chart(rows, height=HEIGHT)
+        .mark_bar()
+        .encode(
+            x=alt.X("label:N", title="class", sort=classes),
+            xOffset=alt.XOffset("split:N", sort=splits),
+            y=alt.Y("share:Q", title="share of the split", axis=alt.Axis(format="%")),
+            color=alt.Color("split:N", sort=splits),
+            tooltip=["split", alt.Tooltip("label", title="class"), "images", alt.Tooltip("share:Q", format=".2%")],
+        )
+    )
+
+
+def brightness(summary: pl.DataFrame, splits: list[str]) -> dict[str, Any]:
+    """How bright the images of each split are: the distribution of the mean of an image's pixels."""
+    low, high = (float(summary.select(extreme).item()) for extreme in (pl.min("pixel_mean"), pl.max("pixel_mean")))
+    width = (high - low) / BRIGHTNESS_BINS or 1.0
+    place = ((pl.col("pixel_mean") - low) / width).floor().clip(0, BRIGHTNESS_BINS - 1)
+    rows = (
+        summary.with_columns(pixel_mean=(low + (place + 0.5) * width).cast(pl.Float64).round(2))
+        .group_by("split", "pixel_mean")
+        .agg(images=pl.len())
+        .with_columns(share=pl.col("images") / pl.col("images").sum().over("split"))
+        .sort("split", "pixel_mean")
+    )
+    return specification(
+        alt.Chart(rows, height=HEIGHT)
+        .mark_line()
+        .encode(
+            x=alt.X("pixel_mean:Q", title="mean of an image's pixels (0 to 255)"),
+            y=alt.Y("share:Q", title="share of the split", axis=alt.Axis(format="%")),
+            color=alt.Color("split:N", sort=splits),
+            tooltip=["split", "pixel_mean", "images"],
+        )
+    )
