@@ -69,9 +69,9 @@ def main() -> None:
     rows = [[stage, f"{need.limit / 1e9:.2f}", f"{need.seconds:.0f}"] for stage, need in needs.items()]
     text = [
         conditions("torch", "onnxruntime", "dvc"),
-        f"Each stage by `dvc repro --force`, recipe `{recipe}` for one epoch, in a control group that counts its processes"
-        f" and the pages of the files that they read and write; the limit is raised by {STEP / 1e9} GB until the stage"
-        " passes.",
+        f"Each stage by `dvc repro --force`, recipe `{recipe}` for one epoch, in a control group that counts its"
+        f" processes and the pages of the files that they read and write; the limit is raised by {STEP / 1e9} GB until"
+        " the stage passes.",
         table(["stage", "least memory limit, GB", "seconds under it"], rows),
     ]
     write(

@@ -257,7 +257,7 @@ class Regularization(Section):
 
     l1: NotNegative  # times the sum of absolute weights, added to the loss
     ema: Annotated[float, Field(ge=0, lt=1)]  # decay a step of the weights' moving average, which is then the model
-    patience: Annotated[int, Field(ge=0, le=10**6)]  # epochs without a better validation accuracy after which training stops
+    patience: Annotated[int, Field(ge=0, le=10**6)]  # epochs without a better validation accuracy that end the training
 
 
 class Recipe(Section):

@@ -120,7 +120,11 @@ WRONG = [
     ("datasets.mnist.sources.1.package", "--index-url==1", "string should match pattern"),
     # lists too long or too short
     ("recipes.article.model.hidden", [1] * 17, "list should have at most 16 items after validation, not 17"),
-    ("recipes.convnet.model.channels", [[8], [8], [8], [8], [8]], "list should have at most 4 items after validation, not 5"),
+    (
+        "recipes.convnet.model.channels",
+        [[8], [8], [8], [8], [8]],
+        "list should have at most 4 items after validation, not 5",
+    ),
     ("recipes.convnet.model.channels.1", [], "list should have at least 1 item after validation, not 0"),
     ("recipes.resnet.model.blocks", [1, 1, 1], "list should have at least 4 items after validation, not 3"),
     ("recipes.convnet.model.channels", [], "list should have at least 1 item after validation, not 0"),

@@ -41,7 +41,9 @@ def read_stages() -> dict[str, Stage]:
         for name, stage in listed.items()
     }
     makers = {output: name for name, stage in found.items() for output in stage.outputs}
-    order = TopologicalSorter({name: {makers[dep] for dep in stage.inputs} for name, stage in found.items()})
+    order = TopologicalSorter(
+        {name: {makers[dep] for dep in stage.inputs if dep in makers} for name, stage in found.items()}
+    )
     return {name: found[name] for name in order.static_order()}
 
 
