@@ -26,9 +26,26 @@ flow: .venv/installed ## The same as a Prefect flow: independent stages at the s
 schedule: .venv/installed ## Run it every night: a Prefect server, its deployments and a worker, until ctrl-C
 	@python -m flows.schedule
 
+.PHONY: demo
+demo: .venv/installed ## Draw a digit: a page and an API for the model, on loopback, until ctrl-C
+	@python -m serving.app
+
 .PHONY: test
 test: .venv/installed ## Run the tests
 	@pytest
+
+.PHONY: faults
+faults: .venv/installed ## Try to break it, thoroughly: kills, bad bytes, bad input ... into benchmarks/faults.md
+	@VISION_PIPELINE_FAULTS=long pytest tests/faults
+
+.PHONY: audit
+audit: .venv/installed ## Look up known vulnerabilities of the pinned packages
+	@pip-audit --vulnerability-service osv --requirement requirements.lock --disable-pip --no-deps \
+		--progress-spinner off 2> .venv/audit.log || { \
+		status=$$?; \
+		if grep -qE "Connection(Error|Refused|Timeout)|NameResolution|ConnectTimeout" .venv/audit.log; then \
+			echo "audit: not done: no source of advisories can be reached from here"; \
+		else cat .venv/audit.log; exit $$status; fi; }
 
 .PHONY: bench
 bench: .venv/installed ## Measure it on this machine, side by side (2 hours on 2 cores), into benchmarks/*.md

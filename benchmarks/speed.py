@@ -25,7 +25,8 @@ from stages.core.runtime import pick_device
 CONVNET = {"name": "convnet", "head": "flatten", "dropout": 0.0}
 GOALS: dict[str, dict[str, Any]] = {
     "99": {
-        "model": CONVNET | {"channels": [[24], [48], [64]], "stem": "stride"},
+        "model": CONVNET | {"channels": [[16], [32], [64]], "stem": "stride"},
+        "batch_size": 128,
         "augmentation": {"shift": 0, "rotation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0},
         "epochs": 1,
     },
