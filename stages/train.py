@@ -297,6 +297,8 @@ def run(knobs: params.Params, device: torch.device) -> None:
     image_shape = cast("tuple[int, int, int]", tuple(train["image"].shape[1:]))
     data_sha256, (rank, processes) = digest("normalize"), group()
 
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, where a recipe is in float32
     torch.manual_seed(knobs.seed)
     model = build_model(recipe.model, image_shape, len(classes)).to(device).to(memory_format=torch.channels_last)
     if processes > 1 and device.type == "cuda":  # elsewhere each process has batch statistics of its own

@@ -145,8 +145,8 @@ def bomb(levels: int = 40) -> str:
         ("? " * 100_000, "line 1: nested more than 16 deep"),
         ("seed: 0x" + "f" * 1000, "seed: found "),
         ("seed: !!timestamp x", "line 1: found a tag"),
-        ("? {a: 1}\n: 2", "found {'a': 1}, "),
-        ("\n".join(f"key{index}: 1" for index in range(50_000)), "and "),
+        ("? {a: 1}\n: 2", "found unhashable key"),
+        ("\n".join(f"key{index}: 1" for index in range(5_000)), "and "),
         ("x" * (1 << 21), "has 2,097,152 bytes, allowed are 1,048,576"),
         ("seed: " + "x" * 1_000_000, "found a value of 1,000,000 characters, allowed are 2,000"),
     ],
@@ -202,7 +202,7 @@ def largest(model: str) -> params.Model:
     """The network of this kind with every field at its upper bound."""
     at_bounds: dict[str, dict[str, Any]] = {
         "mlp": {"hidden": [8192] * 16},
-        "convnet": {"channels": [[2048] * 4] * 4, "stem": "pool", "head": "flatten"},
+        "convnet": {"channels": [[2048] * 4 for _ in range(4)], "stem": "pool", "head": "flatten"},
         "vgg": {"layers": [2048] * 32},
         "resnet": {"blocks": [64] * 4},
         "densenet": {"growth_rate": 128, "blocks": [64] * 4, "features": 2048},
