@@ -15,7 +15,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from stages.core import schemas
-from stages.core.artifacts import replacing, validate, write_json, write_table, write_tensors
+from stages.core.artifacts import alone, replacing, validate, write_json, write_table, write_tensors
 from stages.core.datasets import RAW, normalize_pixels, read_raw
 from stages.core.errors import UserError, reported
 from stages.core.params import load_params
@@ -115,5 +115,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("normalize"), timed("normalize"):
+    with reported("normalize"), timed("normalize"), alone("normalize"):
         main()

@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stages.core import params, resume, schemas
-from stages.core.artifacts import read_tensors, validate, write_table
+from stages.core.artifacts import alone, read_tensors, validate, write_table
 from stages.core.augmentation import augment
 from stages.core.checkpoint import Manifest, save_checkpoint
 from stages.core.errors import reported
@@ -375,5 +375,5 @@ def save(
 
 
 if __name__ == "__main__":
-    with reported("train"), timed("train"):
+    with reported("train"), timed("train"), alone("train"):
         main()
