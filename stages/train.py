@@ -280,6 +280,8 @@ def go_on(training: Training, checkpoint: Path | None) -> tuple[list[dict[str, f
 def main() -> None:
     knobs = params.load_params()
     device = pick_device(knobs.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, where a recipe is in float32
     launch("stages.train", knobs.train.processes, device)
     try:
         with joined(device) as own:
@@ -297,8 +299,6 @@ def run(knobs: params.Params, device: torch.device) -> None:
     image_shape = cast("tuple[int, int, int]", tuple(train["image"].shape[1:]))
     data_sha256, (rank, processes) = digest("normalize"), group()
 
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, where a recipe is in float32
     torch.manual_seed(knobs.seed)
     model = build_model(recipe.model, image_shape, len(classes)).to(device).to(memory_format=torch.channels_last)
     if processes > 1 and device.type == "cuda":  # elsewhere each process has batch statistics of its own
