@@ -355,6 +355,7 @@ def shown(run: Run) -> dict[str, Any]:
             "brightness": charts.brightness(run.summary, schemas.SPLITS),
         },
         "library": library,
+        "wrong": run.predictions.filter(pl.col("label") != pl.col("prediction")).height,
         "mistakes": worst_mistakes(run.predictions, run.test, classes),
         "samples": sample_images(run.train, classes),
         "checked": checked(run.params, run.manifest, len(run.test)),

@@ -52,7 +52,7 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
         .with_columns(right=pl.col("label") == pl.col("prediction"))
         .with_columns(pl.col("label", "prediction").replace_strict(dict(enumerate(classes)), return_dtype=pl.String))
     )
-    scale, labels = alt.Scale(domain=classes), alt.Axis(labelAngle=0 if max(map(len, classes)) < 3 else -45)
+    scale, labels = alt.Scale(domain=classes), class_axis(classes)
     cells = alt.Chart(rows, height=len(classes) * (28 if len(classes) <= LEGIBLE else 8)).encode(
         x=alt.X("prediction:N", title="predicted", scale=scale, axis=labels),
         y=alt.Y("label:N", title="true", scale=scale),
@@ -66,6 +66,10 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
     )
     counts = cells.mark_text(color=INK, fontSize=10).encode(text="images:Q")
     return specification(alt.layer(right, wrong, *([counts] if len(classes) <= LEGIBLE else [])))
+
+
+def class_axis(classes: list[str]) -> alt.Axis:
+    return alt.Axis(labelAngle=0 if max(map(len, classes)) < 3 else -45)
 
 
 def binned(predictions: pl.DataFrame, bins: int) -> pl.DataFrame:
@@ -116,6 +120,7 @@ def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any
                 scale=alt.Scale(type="symlog"),
                 axis=alt.Axis(values=[0, 1, 10, 100, 1000, 10_000, 100_000], format=",d"),
             ),
+            y2=alt.Y2Datum(0),
             color=alt.Color("outcome:N", sort=["right", "wrong"]),
             tooltip=["outcome", "images", alt.Tooltip("bin:Q", title="bin")],
         )
@@ -137,7 +142,7 @@ def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) 
         alt.Chart(rows, height=HEIGHT)
         .mark_bar()
         .encode(
-            x=alt.X("label:N", title="class", sort=classes),
+            x=alt.X("label:N", title="class", sort=classes, axis=class_axis(classes)),
             xOffset=alt.XOffset("split:N", sort=splits),
             y=alt.Y("share:Q", title="share of the split", axis=alt.Axis(format="%")),
             color=alt.Color("split:N", sort=splits),
