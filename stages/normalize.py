@@ -3,7 +3,8 @@
 Reads artifacts/raw/DATASET/.
 Writes artifacts/normalized/: a TensorDict of memory maps per split and summary.parquet, one row per image;
 artifacts/metrics/normalize.json: images per split and exact duplicates; artifacts/sums/normalize.sha256.
-Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, or a class is too rare or frequent.
+Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, a class is too rare or frequent, or
+training and test images differ in shape.
 """
 
 import hashlib
@@ -90,6 +91,9 @@ def main() -> None:
     train, test = (read_raw(folder, split) for split in ("train", "test"))
     for data in (train, test):
         validate(data, schemas.raw(num_classes), folder)
+    ours, theirs = (tuple(data["image"].shape[1:]) for data in (train, test))
+    if ours != theirs:
+        raise UserError(f"{folder} has training images of shape {ours}, test images of shape {theirs}")
     # an image's id is its place in the training file, then in the test file
     train["id"] = torch.arange(len(train))
     test["id"] = torch.arange(len(train), len(train) + len(test))
