@@ -278,8 +278,9 @@ def build(live: LiveModel, url: str) -> FastAPI:
 
 def listen(host: str, port: int) -> socket.socket:
     try:
-        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family)
+        # without the port: of one too large it would keep 16 bits
+        family, *_, (address, _, *scope) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        return socket.create_server((address, port, *scope), family=family)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{host}, port {port}: {reason}; --port chooses another one, 0 any that is free") from None

@@ -22,7 +22,7 @@ import torch
 from aiohttp import ClientError, ClientTimeout
 from rich.progress import Progress
 
-from stages.core.artifacts import replacing, validate
+from stages.core.artifacts import alone, replacing, validate
 from stages.core.datasets import FILES, RAW, read_raw, write_idx
 from stages.core.errors import TemporaryError, UserError, reported
 from stages.core.params import Dataset, PipSource, Sha256Sums, Source, TorchvisionSource, UrlSource, load_params
@@ -141,5 +141,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("download"), timed("download"):
+    with reported("download"), timed("download"), alone("download"):
         main()

@@ -26,7 +26,7 @@ from torchmetrics.classification import (
 )
 
 from stages.core import schemas
-from stages.core.artifacts import read_tensors, write_json, write_table
+from stages.core.artifacts import alone, read_tensors, write_json, write_table
 from stages.core.checkpoint import load_checkpoint
 from stages.core.errors import UserError, reported
 from stages.core.inference import count_unsure, infer
@@ -126,5 +126,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("evaluate"), timed("evaluate"):
+    with reported("evaluate"), timed("evaluate"), alone("evaluate"):
         main()

@@ -14,7 +14,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
-from stages.core.artifacts import replacing
+from stages.core.artifacts import alone, replacing
 from stages.core.checkpoint import Manifest, load_checkpoint
 from stages.core.datasets import normalize_pixels
 from stages.core.errors import reported
@@ -100,5 +100,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("export"), timed("export"):
+    with reported("export"), timed("export"), alone("export"):
         main()

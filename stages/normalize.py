@@ -3,7 +3,8 @@
 Reads artifacts/raw/DATASET/.
 Writes artifacts/normalized/: a TensorDict of memory maps per split and summary.parquet, one row per image;
 artifacts/metrics/normalize.json: images per split and exact duplicates; artifacts/sums/normalize.sha256.
-Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, or a class is too rare or frequent.
+Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, a class is too rare or frequent, or
+training and test images differ in shape.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from stages.core import schemas
-from stages.core.artifacts import replacing, validate, write_json, write_table, write_tensors
+from stages.core.artifacts import alone, replacing, validate, write_json, write_table, write_tensors
 from stages.core.datasets import RAW, normalize_pixels, read_raw
 from stages.core.errors import UserError, reported
 from stages.core.params import load_params
@@ -90,6 +91,9 @@ def main() -> None:
     train, test = (read_raw(folder, split) for split in ("train", "test"))
     for data in (train, test):
         validate(data, schemas.raw(num_classes), folder)
+    ours, theirs = (tuple(data["image"].shape[1:]) for data in (train, test))
+    if ours != theirs:
+        raise UserError(f"{folder} has training images of shape {ours}, test images of shape {theirs}")
     # an image's id is its place in the training file, then in the test file
     train["id"] = torch.arange(len(train))
     test["id"] = torch.arange(len(train), len(train) + len(test))
@@ -115,5 +119,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("normalize"), timed("normalize"):
+    with reported("normalize"), timed("normalize"), alone("normalize"):
         main()

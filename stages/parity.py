@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from stages.core import schemas
-from stages.core.artifacts import read_table, read_tensors, validate, write_json
+from stages.core.artifacts import alone, read_table, read_tensors, validate, write_json
 from stages.core.checkpoint import load_checkpoint
 from stages.core.datasets import RAW, normalize_pixels, read_raw
 from stages.core.errors import UserError, reported
@@ -155,5 +155,5 @@ def judge(report: dict[str, Any], tolerance: float) -> None:
 
 
 if __name__ == "__main__":
-    with reported("parity"), timed("parity"):
+    with reported("parity"), timed("parity"), alone("parity"):
         main()

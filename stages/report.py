@@ -32,7 +32,7 @@ from PIL import Image
 from tensordict import TensorDict
 
 from stages.core import charts, schemas
-from stages.core.artifacts import read_table, replacing, validate
+from stages.core.artifacts import alone, read_table, replacing, validate
 from stages.core.checkpoint import Manifest, load_checkpoint
 from stages.core.datasets import RAW, read_raw
 from stages.core.errors import UserError, reported
@@ -381,5 +381,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("report"), timed("report"):
+    with reported("report"), timed("report"), alone("report"):
         main()

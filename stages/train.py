@@ -32,7 +32,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stages.core import params, resume, schemas
-from stages.core.artifacts import read_tensors, validate, write_table
+from stages.core.artifacts import alone, read_tensors, validate, write_table
 from stages.core.augmentation import augment
 from stages.core.checkpoint import Manifest, save_checkpoint
 from stages.core.errors import reported
@@ -280,6 +280,8 @@ def go_on(training: Training, checkpoint: Path | None) -> tuple[list[dict[str, f
 def main() -> None:
     knobs = params.load_params()
     device = pick_device(knobs.device)
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # TF32, where a recipe is in float32
     launch("stages.train", knobs.train.processes, device)
     try:
         with joined(device) as own:
@@ -373,5 +375,5 @@ def save(
 
 
 if __name__ == "__main__":
-    with reported("train"), timed("train"):
+    with reported("train"), timed("train"), alone("train"):
         main()

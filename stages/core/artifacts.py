@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,20 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+@contextmanager
+def alone(stage: str) -> Iterator[None]:
+    """Wait until no other process is at this stage in this folder: a `dvc repro` that is killed leaves one behind."""
+    path = Path(f".dvc/tmp/stages/{stage}.lock")
+    with ExitStack() as stack:
+        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one stands for all
+            try:
+                stack.enter_context(locked(path))
+            except BlockingIOError:
+                print(f"{stage}: waits for another process of it (`pgrep -f stages.{stage}` finds it)", flush=True)
+                stack.enter_context(locked(path, wait=True))
         yield
 
 

@@ -4,7 +4,6 @@ artifacts/sums/STAGE.sha256 is what `sha256sum --check artifacts/sums/*` reads.
 """
 
 import hashlib
-from collections.abc import Mapping
 from pathlib import Path
 
 from stages.core.artifacts import replacing
@@ -24,13 +23,15 @@ def sums_of(stage: str) -> Path:
 
 def record(stage: str, *outputs: Path) -> None:
     """Write the sums of these files, and of all files in these folders: all that `stage` has written."""
-    sums = {file.as_posix(): sha256(file) for output in outputs for file in files_at(output)}
+    files = [file for output in outputs for file in files_at(output)]
+    lines = "".join(f"{sha256(file)}  {file.as_posix()}\n" for file in files).encode()
     with replacing(sums_of(stage)) as partial:
-        partial.write_bytes(render(sums))
+        partial.write_bytes(seal(lines) + lines)
 
 
-def render(sums: Mapping[str, str]) -> bytes:
-    return "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
+def seal(lines: bytes) -> bytes:
+    """The first line, for `sha256sum` a comment: the sha256 of all others."""
+    return f"# {hashlib.sha256(lines).hexdigest()}\n".encode()
 
 
 def verify(stage: str, *inputs: Path) -> None:
@@ -39,14 +40,14 @@ def verify(stage: str, *inputs: Path) -> None:
     if not path.exists():
         raise UserError(f"{path} not found: stage '{stage}' has not run to its end; `dvc repro {stage}` runs it")
     content = path.read_bytes()
-    lines = content.decode(errors="replace").splitlines()
-    recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
-    if render(recorded) != content:
-        raise UserError(f"{path} is damaged: it holds more than sums and names; {mended_by(stage, path)}")
+    _, _, lines = content.partition(b"\n")
+    if content != seal(lines) + lines:
+        raise UserError(f"{path} is damaged: its first line is not the sum of the others; {mended_by(stage, path)}")
+    recorded = {name: digest for digest, _, name in (line.partition("  ") for line in lines.decode().splitlines())}
     for given in inputs:
         names = [name for name in recorded if name == given.as_posix() or name.startswith(f"{given.as_posix()}/")]
         if not names:
-            raise UserError(f"{path} is damaged: it does not name {given}; {mended_by(stage, path)}")
+            raise UserError(f"{path} does not name {given}; {mended_by(stage, given)}")
         found = {file.as_posix() for file in files_at(given)}
         for name in [*names, *sorted(found.difference(names))]:
             if name not in found:

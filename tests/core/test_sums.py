@@ -74,12 +74,20 @@ def test_a_folder_for_a_file_and_a_file_for_a_folder(recorded: Path) -> None:
 
 def test_sums_that_are_missing_or_damaged(recorded: Path) -> None:
     path = sums.sums_of("make")
-    path.write_text("")
-    assert refused(FILE).startswith(f"{path} is damaged: it does not name {FILE}")
-    path.write_bytes(b"\xff\xfe  \x00")
-    assert refused(FILE).startswith(f"{path} is damaged")
+    content = path.read_bytes()
+    for place in range(len(content)):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        assert refused(FILE).startswith(f"{path} is damaged")
+    for damaged in (b"", content[:-1], content + b"\n", b"\xff\xfe  \x00"):
+        path.write_bytes(damaged)
+        assert refused(FILE).startswith(f"{path} is damaged")
     path.unlink()
     assert refused(FILE).startswith(f"{path} not found: stage 'make' has not run to its end")
+
+
+def test_a_file_that_its_stage_did_not_record(recorded: Path) -> None:
+    sums.record("make", FOLDER)
+    assert refused(FILE).startswith(f"{sums.sums_of('make')} does not name {FILE}; ")
 
 
 def test_the_digest_is_of_everything(recorded: Path) -> None:

@@ -1,17 +1,17 @@
 """The stages as processes that start in a moment: forked from a server that has imported what they import."""
 
 import os
+import runpy
+import sys
 from collections.abc import Callable
 from graphlib import TopologicalSorter
-from importlib import import_module
 from multiprocessing import get_context
-from multiprocessing.context import ForkServerProcess
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from stages.core.errors import reported
 from stages.core.sums import files_at, sha256
 from tests.conftest import PROJECT
 
@@ -62,36 +62,41 @@ class Ended(NamedTuple):
     output: str
 
 
-def start(folder: Path, stage: str, prepare: Callable[[], object] = int) -> ForkServerProcess:
-    """What `python -m stages.STAGE` does in `folder`, after `prepare()` in its process; the output goes to `log_of`."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # for the server, if this starts it
-    process = CONTEXT.Process(target=work, args=(folder, stage, prepare))
-    process.start()
-    return process
+class Running:
+    """`python -m stages.STAGE` in `folder`, but for `prepare()`, called before it in its process."""
+
+    def __init__(self, folder: Path, stage: str, prepare: Callable[[], object] = int) -> None:
+        os.environ["OMP_NUM_THREADS"] = "1"  # for the server, if this starts it
+        self.reader, writer = CONTEXT.Pipe(duplex=False)
+        self.process = CONTEXT.Process(target=work, args=(folder, stage, writer, prepare))
+        self.process.start()
+        writer.close()
+
+    def end(self) -> Ended:
+        with open(os.dup(self.reader.fileno()), errors="replace") as output:  # noqa: PTH123  # it has no path
+            text = output.read()
+        self.reader.close()
+        self.process.join()
+        assert self.process.exitcode is not None
+        return Ended(self.process.exitcode, text)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.end()
 
 
-def work(folder: Path, stage: str, prepare: Callable[[], object]) -> None:
-    log = os.open(log_of(folder), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def work(folder: Path, stage: str, output: Connection, prepare: Callable[[], object]) -> None:
     for stream in (1, 2):
-        os.dup2(log, stream)
+        os.dup2(output.fileno(), stream)
+    output.close()
     os.chdir(folder)
     prepare()
-    with reported(stage):
-        import_module(f"stages.{stage}").main()
-
-
-def log_of(folder: Path) -> Path:
-    return folder.with_suffix(".log")
-
-
-def end(process: ForkServerProcess, folder: Path) -> Ended:
-    process.join()
-    assert process.exitcode is not None
-    return Ended(process.exitcode, log_of(folder).read_text(errors="replace"))
+    del sys.modules[f"stages.{stage}"]  # imported only for what it imports; it now runs as the main one
+    runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 
 
 def run(folder: Path, stage: str, prepare: Callable[[], object] = int) -> Ended:
-    return end(start(folder, stage, prepare), folder)
+    return Running(folder, stage, prepare).end()
 
 
 def contents(folder: Path, *paths: Path) -> dict[str, str]:
