@@ -1,0 +1,201 @@
+"""The report of tiny runs, read by a real browser; the model card as text."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from stages import download, evaluate, export, normalize, parity, report, train
+from stages.core import schemas
+from stages.core.artifacts import read_table, write_table
+from stages.core.errors import UserError
+from stages.core.sums import record
+from tests.conftest import tiny_params, write_params
+
+HOSTILE = "<img src=x onerror=alert(1)> | </script>"
+CHARTS = ["accuracy", "balance", "brightness", "calibration", "confidences", "confusion", "loss"]
+
+
+@pytest.fixture(scope="module")
+def proved(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all stages ran, one class with a hostile name, beside an old baseline; not to be written to."""
+    folder = tmp_path_factory.mktemp("proved")
+    params = tiny_params(tiny_idx)
+    params["datasets"]["tiny"]["classes"] = [*"012345678", HOSTILE]
+    # a model that errs at times
+    params["recipe"] = "article"
+    params["recipes"]["article"]["optimizer"]["lr"] = 0.01
+    write_params(params, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        baseline = report.BASELINE / "tiny" / "evaluation.json"
+        baseline.parent.mkdir(parents=True)
+        baseline.write_text('{"recall": 0.98765}')
+        for stage in (download, normalize, train, evaluate, export, parity, report):
+            stage.main()
+    return folder
+
+
+@pytest.fixture
+def ready(proved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that folder, and the current one."""
+    folder = tmp_path / "ready"
+    shutil.copytree(proved, folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic"]
+        yield playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
+
+
+class Visit:
+    """The page in a window, with whatever goes wrong in it."""
+
+    def __init__(self, browser: Browser, width: int = 1280) -> None:
+        self.complaints: list[str] = []
+        self.requests: list[str] = []
+        self.page: Page = browser.new_page(viewport={"width": width, "height": 800})
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.goto(report.PAGE.resolve().as_uri())
+        self.page.wait_for_function("document.querySelectorAll('.chart svg').length === 7")
+
+    def marks(self) -> dict[str, int]:
+        """How many visible shapes each chart has drawn from its data."""
+        marks: dict[str, int] = self.page.evaluate(
+            """() => Object.fromEntries([...document.querySelectorAll(".chart")].map(chart => [
+                chart.id.replace("chart-", ""),
+                [...chart.querySelectorAll("[class*=role-mark] path")].filter(mark => {
+                    const box = mark.getBoundingClientRect();
+                    return box.width + box.height > 1;
+                }).length,
+            ]))"""
+        )
+        return marks
+
+
+def column(page: Page, section: str, place: int) -> list[str]:
+    return page.locator(f"#{section} table.sortable").first.locator(f"tbody tr > :nth-child({place})").all_inner_texts()
+
+
+def test_page_in_a_browser(ready: Path, browser: Browser) -> None:
+    visit = Visit(browser)
+    page = visit.page
+    marks = visit.marks()
+    assert sorted(marks) == CHARTS
+    assert min(marks.values()) >= 1, marks
+    # training and validation, each a line and a point for each of the two epochs
+    assert marks["loss"] == marks["accuracy"] == 2 + 2 * 2
+    assert marks["balance"] == 3 * 10
+
+    accuracy = json.loads(evaluate.METRICS.read_text())["accuracy"]
+    assert page.locator("h1").inner_text().startswith(f"{accuracy:.2%} of 100 test images")
+    wrong = round(100 * (1 - accuracy))
+    assert wrong > 0
+    assert page.locator(".gallery img").count() == min(wrong, report.MISTAKES)
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    # a class's name is a text, whatever stands in it
+    assert HOSTILE in column(page, "classes", 1)
+    assert page.locator("img[src=x]").count() == 0
+
+    for section, name, place in (("classes", "Precision", 3), ("onnx", "Difference", 2)):
+        for order in ("descending", "ascending"):
+            page.locator(f"#{section}").get_by_role("button", name=name).click()
+            values = [float(text) for text in column(page, section, place)]
+            assert len(set(values)) > 2
+            assert values == sorted(values, reverse=order == "descending")
+            assert page.locator(f"#{section} th[aria-sort={order}]").inner_text().startswith(name)
+
+    # the baseline has one figure, and the page the rest of its own
+    [recall] = page.locator("#figures tr", has_text="Recall").all_inner_texts()
+    assert "0.9877" in recall
+    assert page.locator("[data-local='latency.1']").inner_text().endswith(" ms")
+    assert visit.complaints == []
+    assert visit.requests == [path.resolve().as_uri() for path in (report.PAGE, report.LOCAL)]
+    assert report.PAGE.stat().st_size < 3e6
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_page_is_as_wide_as_the_window(ready: Path, browser: Browser, width: int) -> None:
+    page = Visit(browser, width).page
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    charts = page.evaluate(
+        "[...document.querySelectorAll('.chart')].map(chart => chart.scrollWidth - chart.clientWidth)"
+    )
+    assert charts == [0] * len(CHARTS)
+
+
+def test_same_run_gives_the_same_bytes(ready: Path) -> None:
+    first = [path.read_bytes() for path in (report.PAGE, report.CARD)]
+    report.main()
+    assert [path.read_bytes() for path in (report.PAGE, report.CARD)] == first
+
+
+def test_optional_parts(ready: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither a baseline nor git, nor measurements of this model, nor mistakes."""
+    schema = schemas.predictions(10, 100)
+    table = read_table(report.PREDICTIONS, schema)
+    write_table(table.with_columns(prediction=pl.col("label")), report.PREDICTIONS, schema)
+    record("evaluate", report.EVALUATION, report.PER_CLASS, report.PREDICTIONS)
+    shutil.rmtree(report.BASELINE)
+    monkeypatch.setenv("PATH", "")
+    report.main()
+    report.LOCAL.write_text(report.LOCAL.read_text().replace('"model": "', '"model": "0'))
+    visit = Visit(browser)
+    assert "No baseline is kept" in visit.page.locator("#figures").inner_text()
+    assert visit.page.locator("th.commit").is_hidden()
+    # what was measured of another model is not shown
+    assert visit.page.locator("#onnx .absent").is_visible()
+    assert visit.page.locator("#onnx .local").is_hidden()
+    assert "baseline" not in report.CARD.read_text()
+    assert "The model makes none" in visit.page.locator("#mistakes").inner_text()
+    assert min(visit.marks().values()) >= 1
+    assert visit.complaints == []
+    assert "No test image is labelled wrong." in report.CARD.read_text()
+
+
+def test_model_card_escapes_names(ready: Path) -> None:
+    card = report.CARD.read_text()
+    headings = [line.removeprefix("## ") for line in card.splitlines() if line.startswith("## ")]
+    assert headings == [
+        "Model Details",
+        "Intended Use",
+        "Factors",
+        "Metrics",
+        "Evaluation Data",
+        "Training Data",
+        "Quantitative Analyses",
+        "Ethical Considerations",
+        "Caveats and Recommendations",
+    ]
+    assert HOSTILE not in card
+    assert "| 0.9877 |" in card
+    assert r"\<img src=x onerror=alert(1)\> \| \</script\>" in card
+
+
+@pytest.mark.parametrize(
+    "path",
+    [report.SUMMARY, report.MODEL, report.HISTORY, report.EVALUATION, report.PREDICTIONS, report.ONNX, report.PARITY],
+    ids=str,
+)
+def test_damaged_input_is_refused(ready: Path, path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path} is not what stage '[a-z]+' wrote"):
+        report.main()
+
+
+def test_stage_that_has_not_run_is_named(ready: Path) -> None:
+    Path("artifacts/sums/parity.sha256").unlink()
+    with pytest.raises(UserError, match="stage 'parity' has not run to its end"):
+        report.main()
