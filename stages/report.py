@@ -64,7 +64,7 @@ LATENCY_RUNS = {1: 200, 256: 10}  # by batch size
 
 # what the page compares with the baseline and with the last commit
 HEADLINE = {
-    "accuracy": ("Accuracy (95 % interval)", "{accuracy:.2%} ({accuracy_low:.2%} to {accuracy_high:.2%})"),
+    "accuracy": ("Accuracy (95% interval)", "{accuracy:.2%} ({accuracy_low:.2%} to {accuracy_high:.2%})"),
     "recall": ("Recall, mean of the classes", "{recall:.4f}"),
     "precision": ("Precision, mean of the classes", "{precision:.4f}"),
     "f1": ("F1, mean of the classes", "{f1:.4f}"),
@@ -72,7 +72,7 @@ HEADLINE = {
     "calibration": ("Calibration error", "{calibration_error:.4f}"),
     "unsure": ("Unsure predictions", "{unsure_images:,} of {num_images:,}"),
     "sure": ("Wrong though sure", "{sure_errors:,}"),
-    "agreement": ("Parity: labels equal in ONNX Runtime and PyTorch", "{label_agreement:.2%}"),
+    "agreement": ("Parity: labels that are equal", "{label_agreement:.2%}"),
     "difference": ("Parity: largest difference of a logit", "{max_abs_diff:.1e}"),
 }
 

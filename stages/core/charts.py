@@ -29,6 +29,10 @@ def specification(chart: Any) -> dict[str, Any]:
     return themed.to_dict()
 
 
+def upright_if_short(classes: list[str]) -> alt.Axis:
+    return alt.Axis(labelAngle=0 if max(map(len, classes)) < 3 else -45)
+
+
 def learning_curve(history: pl.DataFrame, measure: str) -> dict[str, Any]:
     """`measure` (loss or accuracy) by epoch, of the training and the validation images."""
     splits = {f"{split}_{measure}": split for split in ("train", "validation")}
@@ -52,7 +56,8 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
         .with_columns(right=pl.col("label") == pl.col("prediction"))
         .with_columns(pl.col("label", "prediction").replace_strict(dict(enumerate(classes)), return_dtype=pl.String))
     )
-    scale, labels = alt.Scale(domain=classes), class_axis(classes)
+    most = rows.filter(~pl.col("right"))["images"].max() or 1  # a scale needs an end, even one that nothing is shown on
+    scale, labels = alt.Scale(domain=classes), upright_if_short(classes)
     cells = alt.Chart(rows, height=len(classes) * (28 if len(classes) <= LEGIBLE else 8)).encode(
         x=alt.X("prediction:N", title="predicted", scale=scale, axis=labels),
         y=alt.Y("label:N", title="true", scale=scale),
@@ -62,7 +67,7 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
     wrong = (
         cells.transform_filter("!datum.right")
         .mark_rect(color=ORANGE)
-        .encode(opacity=alt.Opacity("images:Q", scale=alt.Scale(domainMin=0, range=[0.1, 0.8]), legend=None))
+        .encode(opacity=alt.Opacity("images:Q", scale=alt.Scale(domain=[0, most], range=[0.1, 0.8]), legend=None))
     )
     counts = cells.mark_text(color=INK, fontSize=10).encode(text="images:Q")
     return specification(alt.layer(right, wrong, *([counts] if len(classes) <= LEGIBLE else [])))
@@ -120,7 +125,7 @@ def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any
                 scale=alt.Scale(type="symlog"),
                 axis=alt.Axis(values=[0, 1, 10, 100, 1000, 10_000, 100_000], format=",d"),
             ),
-            y2=alt.Y2Datum(0),
+            y2=alt.datum(0),
             color=alt.Color("outcome:N", sort=["right", "wrong"]),
             tooltip=["outcome", "images", alt.Tooltip("bin:Q", title="bin")],
         )
@@ -142,7 +147,7 @@ def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) 
         alt.Chart(rows, height=HEIGHT)
         .mark_bar()
         .encode(
-            x=alt.X("label:N", title="class", sort=classes, axis=class_axis(classes)),
+            x=alt.X("label:N", title="class", sort=classes, axis=upright_if_short(classes)),
             xOffset=alt.XOffset("split:N", sort=splits),
             y=alt.Y("share:Q", title="share of the split", axis=alt.Axis(format="%")),
             color=alt.Color("split:N", sort=splits),
