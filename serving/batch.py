@@ -1,0 +1,382 @@
+"""Predictions for all images under a folder, streamed: memory does not grow with their number.
+
+Images are read in chunks, answered by threads a few chunks ahead, and written in parts; a run that was killed goes on
+after its last part. Parts and results are kept under a key of the model's and the inputs' names, sizes and times.
+Shape suffixes: N images, H x W pixels, K classes.
+"""
+
+import gzip
+import hashlib
+import json
+import os
+import struct
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+import numpy as np
+import pandera.polars as pa
+import polars as pl
+from numpy.typing import NDArray
+from PIL import Image
+
+from serving.images import MAX_PIXELS, decode, fit, white_on_black
+from stages.core.artifacts import locked, remove, replacing, write_json, write_table
+from stages.core.errors import UserError
+from stages.core.onnx_model import OnnxModel
+
+PICTURES = (".png", ".jpg", ".jpeg")
+MAX_BYTES = 8 * MAX_PIXELS  # of a picture's file: PNG has at most 8 bytes a pixel
+CHUNKS = 64  # of them make a part, what a killed run loses at most
+CHUNK_PIXELS = 1 << 24  # of large images in an array fewer are read at once
+BROKEN = (OSError, EOFError, ValueError, zlib.error)  # what reading an array can raise
+AHEAD = 2  # chunks for each thread that are read and not yet answered
+
+
+class Source(NamedTuple):
+    """A file with images; `error` tells why it cannot be read, and stands for its one row."""
+
+    path: Path
+    name: str
+    kind: Literal["picture", "idx", "npy"]
+    shape: tuple[int, ...]  # of idx and npy: N, H, W and perhaps 3 colors
+    error: str | None = None
+
+    @property
+    def images(self) -> int:
+        return 1 if self.kind == "picture" or self.error else self.shape[0]
+
+
+class Chunk(NamedTuple):
+    """Images that are answered together: files, or consecutive images of one file, or one error."""
+
+    number: int
+    sources: list[Source]
+    start: int = 0
+    pixels: NDArray[np.uint8] | None = None  # [N, H, W] or [N, H, W, 3] of an array's images
+    error: str | None = None
+
+
+class Summary(NamedTuple):
+    table: Path
+    images: int
+    skipped: int  # files that hold no images
+    errors: int
+    unsure: int
+    by_class: dict[str, int]
+    resumed: int  # images that were there already
+
+
+def schema(classes: list[str]) -> pa.DataFrameSchema:
+    """One row per image: its answer or its error."""
+    share = pa.Check.in_range(0, 1)
+    return pa.DataFrameSchema(
+        {
+            "file": pa.Column(pl.String),
+            "index": pa.Column(pl.Int64, pa.Check.ge(0)),
+            "label": pa.Column(pl.String, pa.Check.isin(classes), nullable=True),
+            "confidence": pa.Column(pl.Float32, share, nullable=True),
+            **{f"probability_{name}": pa.Column(pl.Float32, share, nullable=True) for name in classes},
+            "unsure": pa.Column(pl.Boolean, nullable=True),
+            "error": pa.Column(pl.String, nullable=True),
+        },
+        checks=pa.Check(
+            lambda data: data.lazyframe.select(pl.col("error").is_null() == pl.col("label").is_not_null()),
+            error="either a label or an error",
+        ),
+        strict=True,
+        ordered=True,
+    )
+
+
+def files_under(given: Path) -> Iterator[tuple[Path, str]]:
+    """Every regular file with its name relative to the folder, in a stable order; of a file itself, its own."""
+    if given.is_file():
+        yield given, printable(given.name)
+        return
+
+    def give_up(error: OSError) -> None:
+        raise error
+
+    for folder, folders, names in os.walk(given, onerror=give_up):
+        folders.sort()
+        for name in sorted(names):
+            path = Path(folder, name)
+            if path.is_file():  # neither a pipe nor a dangling link
+                yield path, printable(path.relative_to(given).as_posix())
+
+
+def printable(name: str) -> str:
+    """A file's name without the bytes that are no UTF-8, which a table cannot hold."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def sources_under(given: Path) -> Iterator[Source | None]:
+    """Each file's images; None for a file that is none of PNG, JPEG, IDX or .npy."""
+    for path, name in files_under(given):
+        try:
+            yield recognize(path, name)
+        except BROKEN as error:
+            yield Source(path, name, "picture", (), f"{name} cannot be read: {error}")
+
+
+def recognize(path: Path, name: str) -> Source | None:
+    """By suffix, for a damaged picture is one, too, and else by the first bytes."""
+    suffix = path.suffix.lower()
+    if suffix in PICTURES:
+        return Source(path, name, "picture", ())
+    with path.open("rb") as file:
+        magic = file.read(8)
+    if magic.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
+        return Source(path, name, "picture", ())
+    if suffix == ".npy" or magic.startswith(b"\x93NUMPY"):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        shape = array.shape if array.ndim > 2 and array.shape[2:] != (3,) else (1, *array.shape)
+        fits = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
+        if array.dtype != np.uint8 or not fits or not 0 < np.prod(shape[1:]) <= 3 * MAX_PIXELS:
+            raise ValueError(
+                f"it holds {array.dtype} {[*array.shape]}; allowed are uint8 [H, W], [N, H, W], [H, W, 3] or"
+                f" [N, H, W, 3] of at most {MAX_PIXELS:,} pixels an image"
+            )
+        return Source(path, name, "npy", shape)
+    if magic.startswith((b"\x1f\x8b", b"\0\0\x08\x03")):
+        return recognize_idx(path, name, zipped=magic.startswith(b"\x1f\x8b"))
+    return None
+
+
+def recognize_idx(path: Path, name: str, *, zipped: bool) -> Source | None:
+    """Of gzip files those with IDX images inside."""
+    with opened(path) as file:
+        header = file.read(16)
+    if not header.startswith(b"\0\0\x08\x03"):
+        return None
+    if len(header) < 16:
+        raise ValueError(f"it is truncated: {len(header)} bytes, the header alone takes 16")
+    count, height, width = struct.unpack(">3I", header[4:])
+    size = path.stat().st_size
+    if not zipped and size != 16 + count * height * width:
+        raise ValueError(f"it has {size:,} bytes, its header says {16 + count * height * width:,}")
+    if not 0 < height * width <= MAX_PIXELS:
+        raise ValueError(f"its images have {height} x {width} pixels, allowed are 1 to {MAX_PIXELS:,} in all")
+    return Source(path, name, "idx", (count, height, width))
+
+
+def opened(path: Path) -> BinaryIO:
+    """An IDX file, unpacked where it is packed."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
+
+
+def chunks_of(given: Path, batch_size: int, skip: int) -> Iterator[Chunk]:
+    """All images in order, without the first `skip` chunks; the borders depend on the sources alone."""
+    number, pictures = 0, list[Source]()
+    for source in sources_under(given):
+        if source is None:
+            continue
+        picture = source.kind == "picture" and not source.error
+        if picture:
+            pictures.append(source)
+        if pictures and (len(pictures) == batch_size or not picture):
+            if number >= skip:
+                yield Chunk(number, pictures)
+            number, pictures = number + 1, []
+        if source.error:
+            if number >= skip:
+                yield Chunk(number, [source], error=source.error)
+            number += 1
+        elif not picture:
+            step = max(1, min(batch_size, CHUNK_PIXELS // int(np.prod(source.shape[1:]))))
+            yield from slices(source, step, number, max(0, skip - number))
+            number += -(-source.shape[0] // step)
+    if pictures and number >= skip:
+        yield Chunk(number, pictures)
+
+
+def slices(source: Source, step: int, number: int, skip: int) -> Iterator[Chunk]:
+    """The chunks, from `number` on, of an array; where it breaks off, the last one is the error."""
+    count, *shape = source.shape
+    if source.kind == "npy":
+        for turn, start in [*enumerate(range(0, count, step), number)][skip:]:
+            array = np.load(source.path, mmap_mode="r", allow_pickle=False).reshape(source.shape)
+            yield Chunk(turn, [source], start, np.array(array[start : start + step]))
+        return
+    size = int(np.prod(shape))
+    with opened(source.path) as file:
+        try:
+            if file.seek(16 + size * step * skip) < 16 + size * step * skip:
+                return
+        except BROKEN:
+            return  # before this place, and so told already
+        for turn, start in [*enumerate(range(0, count, step), number)][skip:]:
+            wanted = size * min(step, count - start)
+            try:
+                content = file.read(wanted)
+                if len(content) < wanted:
+                    raise EOFError(f"it ends before image {start + len(content) // size:,} of {count:,}")
+            except BROKEN as error:
+                yield Chunk(turn, [source], start, error=f"{source.name} is damaged: {error}")
+                return
+            yield Chunk(turn, [source], start, np.frombuffer(content, np.uint8).reshape(-1, *shape))
+
+
+def answer(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
+    """The rows of a chunk."""
+    _, height, width = model.image_shape
+    images: list[NDArray[np.uint8]] = []
+    errors: list[str | None] = []
+    if chunk.error:
+        errors = [chunk.error]
+    elif chunk.pixels is not None:
+        images_NHW = to_grey(chunk.pixels)
+        same = images_NHW.shape[1:] == (height, width)
+        images = list(white_on_black(images_NHW) if same else (fit(image, height, width) for image in images_NHW))
+        errors = [None] * len(images)
+    else:
+        for source in chunk.sources:
+            try:
+                if (size := source.path.stat().st_size) > MAX_BYTES:
+                    raise UserError(f"{source.name} has {size:,} bytes, allowed are {MAX_BYTES:,}")
+                images.append(fit(decode(source.path.read_bytes(), source.name), height, width))
+                errors.append(None)
+            except (UserError, OSError) as error:
+                errors.append(str(error))
+    good_N = np.array([error is None for error in errors])
+    probabilities_NK = np.full((len(errors), len(model.classes)), np.nan, np.float32)
+    if images:
+        probabilities_NK[good_N] = model.run(np.stack(images)[:, None])[1]
+    if chunk.pixels is None:
+        names, indices_N = [source.name for source in chunk.sources], np.full(len(errors), chunk.start)
+    else:
+        names, indices_N = [chunk.sources[0].name] * len(errors), np.arange(len(errors)) + chunk.start
+    best_N = np.nan_to_num(probabilities_NK).argmax(axis=1)
+    labels = [model.classes[best] if good else None for best, good in zip(best_N, good_N, strict=True)]
+    confidence = pl.Series(probabilities_NK.max(axis=1)).fill_nan(None)
+    return pl.DataFrame({
+        "file": names,
+        "index": indices_N,
+        "label": pl.Series(labels, dtype=pl.String),
+        "confidence": confidence,
+        **{
+            f"probability_{name}": pl.Series(column_N).fill_nan(None)
+            for name, column_N in zip(model.classes, np.ascontiguousarray(probabilities_NK.T), strict=True)
+        },
+        "unsure": confidence < model.unsure_below,
+        "error": pl.Series(errors, dtype=pl.String),
+    })  # fmt: skip
+
+
+def to_grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """[N, H, W] of that or of colors [N, H, W, 3], by the luma that `decode` takes."""
+    if pixels.ndim == 3:
+        return pixels
+    count, height, width, colors = pixels.shape
+    return np.asarray(Image.fromarray(pixels.reshape(-1, width, colors)).convert("L")).reshape(count, height, width)
+
+
+def ahead(
+    pool: ThreadPoolExecutor, model: OnnxModel, chunks: Iterator[Chunk], limit: int
+) -> Iterator[tuple[Chunk, pl.DataFrame]]:
+    """Answers in the order of the chunks, of which not more than `limit` are held."""
+    waiting: deque[tuple[Chunk, Future[pl.DataFrame]]] = deque()
+    for chunk in chunks:
+        waiting.append((chunk, pool.submit(answer, model, chunk)))
+        if len(waiting) >= limit:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    for first, future in waiting:
+        yield first, future.result()
+
+
+def survey(given: Path, model: OnnxModel, batch_size: int) -> tuple[str, int, int]:
+    """The key of what is asked, the number of images, and of files without any."""
+    key = hashlib.sha256(f"{model.sha256} {batch_size} {CHUNKS}\n".encode())
+    images = skipped = 0
+    for source in sources_under(given):
+        if source is None:
+            skipped += 1
+            continue
+        status = source.path.stat()
+        key.update(f"{source.name} {source.kind} {source.error} {status.st_size} {status.st_mtime_ns}\n".encode())
+        images += source.images
+    return key.hexdigest(), images, skipped
+
+
+def predict_folder(
+    given: Path, output: Path, model_path: Path, batch_size: int, on_progress: Callable[[int, int], object]
+) -> Summary:
+    """Write predictions.parquet and .csv to `output`; `on_progress` hears how many images are done, and of how many."""
+    if not given.exists():
+        raise UserError(f"{given} not found: give a folder, or a PNG, JPEG, IDX or .npy file")
+    if not model_path.exists():
+        raise UserError(f"{model_path} not found: `make run` makes it, --model names another one")
+    model = OnnxModel(model_path, threads=1)
+    try:
+        with locked(output / ".lock"):
+            key, images, skipped = survey(given, model, batch_size)
+            if images == 0:
+                raise UserError(f"{given} holds no images ({skipped:,} other files); read are PNG, JPEG, IDX and .npy")
+            parts = output / f"parts-{key[:16]}"
+            done, finished = output / "predictions.json", 0
+            if is_finished(done, key):
+                finished = images
+            else:
+                finished = write_parts(given, parts, model, batch_size, lambda n: on_progress(n, images))
+                write_tables(parts, output)
+                write_json({"key": key, "model": model.sha256, "images": images, "skipped": skipped}, done)
+                for stale in output.glob("parts-*"):
+                    remove(stale)
+            on_progress(images, images)
+    except BlockingIOError:
+        raise UserError(f"another run is writing to {output}; --output names another folder") from None
+    return summarize(output / "predictions.parquet", skipped, finished)
+
+
+def is_finished(path: Path, key: str) -> bool:
+    tables = (path.with_suffix(".parquet"), path.with_suffix(".csv"))
+    return path.exists() and all(table.exists() for table in tables) and json.loads(path.read_text())["key"] == key
+
+
+def write_parts(given: Path, parts: Path, model: OnnxModel, batch_size: int, on_rows: Callable[[int], object]) -> int:
+    """Write the parts that are not there yet; how many rows were."""
+    there = sorted(parts.glob("*.parquet"))
+    rows = resumed = int(pl.scan_parquet(there).select(pl.len()).collect().item()) if there else 0
+    on_rows(rows)
+    part = 1 + int(there[-1].stem) if there else 0
+    tables: list[pl.DataFrame] = []
+    threads = os.cpu_count() or 1
+
+    def finish() -> None:
+        if tables:
+            write_table(pl.concat(tables), parts / f"{part:06}.parquet", schema(model.classes))
+            tables.clear()
+
+    with ThreadPoolExecutor(threads) as pool:
+        for chunk, table in ahead(pool, model, chunks_of(given, batch_size, part * CHUNKS), AHEAD * threads):
+            if chunk.number // CHUNKS > part:
+                finish()
+                part = chunk.number // CHUNKS
+            tables.append(table)
+            rows += len(table)
+            on_rows(rows)
+    finish()
+    return resumed
+
+
+def write_tables(parts: Path, output: Path) -> None:
+    table = pl.scan_parquet(sorted(parts.glob("*.parquet")))
+    with replacing(output / "predictions.parquet") as partial:
+        table.sink_parquet(partial)
+    with replacing(output / "predictions.csv") as partial:
+        table.sink_csv(partial)
+
+
+def summarize(table: Path, skipped: int, resumed: int) -> Summary:
+    rows = pl.scan_parquet(table)
+    counts = rows.select(pl.len(), pl.col("error").count().alias("errors"), pl.col("unsure").sum()).collect()
+    images, errors, unsure = counts.row(0)
+    by_class = rows.drop_nulls("label").group_by("label").len().sort("label").collect()
+    return Summary(table, images, skipped, errors, unsure, dict(by_class.iter_rows()), min(resumed, images))
