@@ -17,7 +17,7 @@ Stroke = list[tuple[float, float]]
 def arc(x: float, y: float, width: float, height: float, *degrees: int) -> Stroke:
     """Part of an ellipse around (x, y), from one angle to another."""
     start, end = degrees
-    angles = [math.radians(start + (end - start) * step / 24) for step in range(25)]
+    angles = [math.radians(start + (end - start) * step / 16) for step in range(17)]
     return [(x + width * math.cos(angle), y + height * math.sin(angle)) for angle in angles]
 
 
@@ -77,7 +77,7 @@ def draw(page: Page, strokes: list[Stroke]) -> None:
         page.mouse.move(*first)
         page.mouse.down()
         for point in others:
-            page.mouse.move(*point, steps=3)
+            page.mouse.move(*point, steps=2)
         page.mouse.up()
     wait_for(lambda: page.evaluate("!asking && !changed"), "an answer")
 
