@@ -18,6 +18,7 @@ from serving.images import decode, fit
 from stages.core.errors import UserError
 
 MAX_BODY = 16_000_000  # bytes
+MAX_READ = 3 * MAX_BODY  # bytes, before a longer body is refused: most clients look for an answer only after it
 MAX_IMAGES = 256
 MAX_PIXELS = 50_000_000  # of all pictures together
 PICTURES = ("image/png", "image/jpeg")
@@ -45,16 +46,24 @@ class Body(NamedTuple):
 
 
 async def read(request: Request) -> Body:
-    """The body of a kind that is allowed, until it is too long: what Content-Length says need not be true, or there."""
+    """The body of a kind that is allowed, until it is too long: what Content-Length says need not be true, or there.
+
+    The connection ends with one that is too long, or an endless one would go on after the answer.
+    """
     found, options = parse_options_header(request.headers.get("content-type"))
     kind = found.decode("latin-1")
     if kind not in (allowed := (*PICTURES, FORM, JSON)):
         raise HTTPException(415, f"Content-Type is {kind or 'missing'!r}, allowed are {', '.join(allowed)}")
-    content = bytearray()
+    content, size = bytearray(), 0
     async for piece in request.stream():
-        content += piece
-        if len(content) > MAX_BODY:
-            raise HTTPException(413, f"the body has more than the {MAX_BODY:,} bytes that are allowed")
+        size += len(piece)
+        if size <= MAX_BODY:
+            content += piece
+        elif size > MAX_READ:
+            break
+    if size > MAX_BODY:
+        problem = f"the body has more than the {MAX_BODY:,} bytes that are allowed"
+        raise HTTPException(413, problem, {"Connection": "close"})
     return Body(bytes(content), kind, options.get(b"boundary"))
 
 

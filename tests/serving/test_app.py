@@ -172,8 +172,21 @@ def test_the_length_is_limited_where_no_length_is_told(service: Service) -> None
             yield b"x" * 100_000
 
     answer = service.client.post("/predict", content=long(), headers={"Content-Type": "image/png"})
-    assert answer.status_code == 413
+    assert (answer.status_code, answer.headers["Connection"]) == (413, "close")
     assert answer.request.headers["Transfer-Encoding"] == "chunked"
+
+
+def test_an_endless_body_ends_with_the_connection(service: Service) -> None:
+    host, port = service.url.removeprefix("http://").split(":")
+    head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"100000\r\n" + b"x" * 0x100000 + b"\r\n"
+    with socket.create_connection((host, int(port)), timeout=30) as endless:
+        endless.sendall(head.encode())
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            for _ in range(200):
+                endless.sendall(chunk)
+        assert endless.recv(100).startswith(b"HTTP/1.1 413")
+    assert labels(post(service, picture(ONE))) == ["1"]
 
 
 def test_a_client_that_leaves(service: Service) -> None:

@@ -1,0 +1,154 @@
+"""The page in a real browser: digits drawn on it with the mouse, a finger and the keyboard."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from tests.serving.conftest import Service, wait_for
+
+CHROMIUM = "/usr/bin/chromium"
+
+Stroke = list[tuple[float, float]]
+
+
+def arc(x: float, y: float, width: float, height: float, *degrees: int) -> Stroke:
+    """Part of an ellipse around (x, y), from one angle to another."""
+    start, end = degrees
+    angles = [math.radians(start + (end - start) * step / 16) for step in range(17)]
+    return [(x + width * math.cos(angle), y + height * math.sin(angle)) for angle in angles]
+
+
+# in percent of the drawing area
+DIGITS: dict[str, list[Stroke]] = {
+    "0": [arc(50, 50, 22, 32, -90, 270)],
+    "1": [[(50, 16), (50, 84)]],
+    "2": [[*arc(50, 35, 20, 18, -170, 40), (30, 82), (74, 82)]],
+    "3": [[*arc(47, 34, 19, 17, -150, 80), *arc(47, 66, 22, 18, -80, 150)]],
+    "4": [[(36, 18), (30, 54), (72, 54)], [(62, 18), (60, 86)]],
+    "5": [[(70, 18), (38, 18), (34, 46), *arc(48, 63, 22, 21, -120, 140)]],
+    "6": [[(60, 15), (42, 38), *arc(50, 63, 19, 20, -160, 200)]],
+    "7": [[(28, 20), (72, 20), (44, 84)]],
+    "8": [[*arc(50, 33, 16, 16, 90, -270), *arc(50, 67, 19, 18, -90, 270)]],
+    "9": [[*arc(50, 35, 18, 18, 0, 360), (66, 60), (58, 86)]],
+}
+
+
+class Visit(NamedTuple):
+    page: Page
+    complaints: list[str]  # of the console, where a break of the security policy is told, too
+    requests: list[str]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=CHROMIUM, args=["--disable-gpu", "--disable-background-networking"], chromium_sandbox=False
+        )
+        yield browser
+        browser.close()
+
+
+def visit(browser: Browser, url: str) -> Visit:
+    page = browser.new_context(viewport={"width": 360, "height": 780}, has_touch=True).new_page()
+    page.set_default_timeout(15_000)
+    seen = Visit(page, [], [])
+    page.on("console", lambda message: seen.complaints.append(message.text))
+    page.on("pageerror", lambda error: seen.complaints.append(str(error)))
+    page.on("request", lambda request: seen.requests.append(request.url))
+    page.goto(url)
+    expect(page.locator("#classes tr")).to_have_count(10)
+    return seen
+
+
+def on_pad(page: Page, stroke: Stroke) -> Stroke:
+    box = page.locator("#pad").bounding_box()
+    assert box
+    return [(box["x"] + x * box["width"] / 100, box["y"] + y * box["height"] / 100) for x, y in stroke]
+
+
+def draw(page: Page, strokes: list[Stroke]) -> None:
+    """With the mouse, until the last stroke is answered."""
+    for stroke in strokes:
+        first, *others = on_pad(page, stroke)
+        page.mouse.move(*first)
+        page.mouse.down()
+        for point in others:
+            page.mouse.move(*point, steps=2)
+        page.mouse.up()
+    wait_for(lambda: page.evaluate("!asking && !changed"), "an answer")
+
+
+def test_digits_drawn_with_the_mouse(browser: Browser, service: Service) -> None:
+    page, complaints, requests = visit(browser, service.url)
+    said = {}
+    for digit, strokes in DIGITS.items():
+        page.get_by_role("button", name="Clear").click()
+        expect(page.locator("#label")).to_have_text("")
+        draw(page, strokes)
+        said[digit] = page.locator("#label").inner_text()
+        assert page.locator("tr.best th").inner_text() == said[digit]
+    assert sum(digit == label for digit, label in said.items()) >= 9, said
+    assert complaints == []
+    assert len(requests) > 20
+    assert [url for url in requests if not url.startswith((f"{service.url}/", "data:"))] == []
+
+
+def test_what_the_model_is_given_is_shown(browser: Browser, service: Service) -> None:
+    page = visit(browser, service.url).page
+    pixels = "given.getContext('2d').getImageData(0, 0, 28, 28).data"
+    lit = f"{pixels}.filter((value, at) => at % 4 === 0 && value > 40).length"
+    assert page.evaluate(lit) == 0
+    draw(page, DIGITS["1"])
+    assert 20 < page.evaluate(lit) < 120
+    expect(page.locator("#given")).to_have_attribute(
+        "aria-label", "Your drawing, scaled and centred to 28 by 28 pixels"
+    )
+
+
+def test_a_digit_drawn_with_a_finger(browser: Browser, service: Service) -> None:
+    """The page does not scroll away under it."""
+    page, complaints, _ = visit(browser, service.url)
+    touch = page.context.new_cdp_session(page)
+    first, *others = on_pad(page, [(x, y) for y in range(20, 85, 4) for x in (50,)])
+
+    def send(kind: str, *points: tuple[float, float]) -> None:
+        touch.send(
+            "Input.dispatchTouchEvent",
+            {"type": kind, "touchPoints": [{"x": round(x), "y": round(y)} for x, y in points]},
+        )
+
+    send("touchStart", first)
+    for point in others:
+        send("touchMove", point)
+    send("touchEnd")
+    expect(page.locator("#label")).to_have_text("1")
+    assert page.evaluate("scrollY") == 0
+    assert complaints == []
+
+
+def test_a_digit_drawn_with_the_keyboard(browser: Browser, service: Service) -> None:
+    page, complaints, _ = visit(browser, service.url)
+    page.keyboard.press("Tab")
+    expect(page.locator("#pad")).to_be_focused()
+    for key in ["ArrowUp"] * 9 + ["ArrowLeft"] * 6 + ["Space"] + ["ArrowRight"] * 12 + ["ArrowDown"] * 18 + ["Space"]:
+        page.keyboard.press(key)
+    expect(page.locator("#label")).to_have_text("7")
+    expect(page.get_by_role("status")).to_contain_text("7, ")
+    page.keyboard.press("Escape")
+    expect(page.locator("#label")).to_have_text("")
+    expect(page.get_by_role("status")).to_have_text("Cleared")
+    assert complaints == []
+
+
+def test_the_page_says_that_the_service_is_gone(browser: Browser, own_service: Service) -> None:
+    page = visit(browser, own_service.url).page
+    draw(page, DIGITS["1"])
+    own_service.end()
+    page.get_by_role("button", name="Clear").click()
+    draw(page, DIGITS["7"])
+    expect(page.locator("#sureness")).to_contain_text("No answer: the service cannot be reached")
+    expect(page.get_by_role("status")).to_contain_text("No answer")
