@@ -56,7 +56,9 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
         .with_columns(right=pl.col("label") == pl.col("prediction"))
         .with_columns(pl.col("label", "prediction").replace_strict(dict(enumerate(classes)), return_dtype=pl.String))
     )
-    most = rows.filter(~pl.col("right"))["images"].max() or 1  # a scale needs an end, even one that nothing is shown on
+    most = (
+        rows.filter(~pl.col("right")).select(pl.max("images")).item() or 1
+    )  # a scale needs an end, even one that nothing is shown on
     scale, labels = alt.Scale(domain=classes), upright_if_short(classes)
     cells = alt.Chart(rows, height=len(classes) * (28 if len(classes) <= LEGIBLE else 8)).encode(
         x=alt.X("prediction:N", title="predicted", scale=scale, axis=labels),
