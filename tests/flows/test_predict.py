@@ -1,0 +1,145 @@
+"""Predictions from a folder in processes of their own, as a user starts them, with a model of MNIST's digits."""
+
+import gzip
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from PIL import Image
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+from serving import batch
+from stages.core.datasets import write_idx
+from stages.core.errors import UserError
+from tests.conftest import PROJECT, Clone, make_images
+from tests.flows.conftest import wait_for
+from tests.serving.conftest import DIGITS
+
+IMAGES = make_images(40, seed=3)[0]
+
+
+def start(given: Path, output: Path, *arguments: str, **env: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "flows.predict", str(given), f"--output={output}", f"--model={DIGITS}", *arguments]
+    return subprocess.Popen(
+        command, cwd=PROJECT, env=Clone.environment(env), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate()
+    assert process.returncode == 0, output
+    return output
+
+
+def predict(given: Path, output: Path, batch_size: int = 16) -> pl.DataFrame:
+    summary = batch.predict_folder(given, output, DIGITS, batch_size, lambda *_: None)
+    table = pl.read_parquet(summary.table)
+    assert summary.images == len(table) == len(pl.read_csv(summary.table.with_suffix(".csv")))
+    return table
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The same images in every format, light on dark and dark on light."""
+    made, pixels = tmp_path / "my images", IMAGES.numpy()
+    (made / "fünf 数字").mkdir(parents=True)
+    write_idx(made / "a-idx3-ubyte", IMAGES)
+    (made / "b.gz").write_bytes(gzip.compress((made / "a-idx3-ubyte").read_bytes()))
+    np.save(made / "c.npy", 255 - pixels)
+    np.save(made / "d.npy", np.stack([pixels] * 3, axis=-1))
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).convert("RGB").save(made / "fünf 数字" / f"{index:02}.png")
+    write_idx(made / "labels-idx1-ubyte", torch.zeros(40, dtype=torch.uint8))
+    (made / "notes.txt").write_text("no image")
+    return made
+
+
+def test_every_format_gives_the_same_answers(folder: Path, tmp_path: Path) -> None:
+    table = predict(folder, tmp_path / "out")
+    assert table["error"].null_count() == len(table) == 200
+    answers = table.drop("file", "index")
+    for start_row in (40, 80, 120, 160):
+        part = answers[start_row : start_row + 40]
+        assert part["label"].equals(answers[:40]["label"])
+        difference = (part["confidence"] - answers[:40]["confidence"]).abs().max()
+        assert isinstance(difference, float)
+        assert difference < 1e-5
+    assert table["file"][-1] == "fünf 数字/39.png"
+    assert table["index"].to_list() == [*range(40)] * 4 + [0] * 40
+    threshold = 1 - (table["confidence"] - table.select(pl.max_horizontal("^probability_.*$")).to_series()).abs()
+    assert threshold.min() == 1
+
+
+def test_what_is_damaged_becomes_a_row(folder: Path, tmp_path: Path) -> None:
+    png = (folder / "fünf 数字/00.png").read_bytes()
+    (folder / "cut.png").write_bytes(png[:-40])
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "short-idx3-ubyte").write_bytes((folder / "a-idx3-ubyte").read_bytes()[:-1])
+    np.save(folder / "floats.npy", np.zeros((3, 28, 28)))
+    packed = gzip.compress(np.random.default_rng(1).bytes(28 * 28 * 40), mtime=0)
+    whole = gzip.compress((folder / "a-idx3-ubyte").read_bytes()[:16] + gzip.decompress(packed), mtime=0)
+    (folder / "e-cut.gz").write_bytes(whole[: len(whole) // 2])
+    (folder / "fünf 数字/ok.txt").write_bytes(b"")
+    errors = predict(folder, tmp_path / "out").drop_nulls("error")
+    found = {row["file"]: row["error"] for row in errors.iter_rows(named=True)}
+    expected = {
+        "cut.png": "is damaged",
+        "empty.jpg": "it is empty",
+        "short-idx3-ubyte": "it has 31,375 bytes, its header says 31,376",
+        "floats.npy": "it holds float64",
+        "e-cut.gz": "is damaged",
+    }
+    assert found.keys() == expected.keys()
+    for name, reason in expected.items():
+        assert reason in found[name]
+    assert errors.filter(pl.col("file") == "e-cut.gz")["index"].item() == 16
+    assert errors.select(pl.col("label", "confidence", "unsure").null_count()).row(0) == (5, 5, 5)
+
+
+def test_killed_and_started_again(folder: Path, tmp_path: Path) -> None:
+    for turn in range(20):
+        write_idx(folder / f"more-{turn:03}-idx3-ubyte", IMAGES)
+    alone, killed = tmp_path / "alone", tmp_path / "killed"
+    process = start(folder, killed, "--batch-size=1")
+    wait_for(lambda: [*killed.glob("parts-*/*.parquet")], 60, "parts")
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not (killed / "predictions.parquet").exists()
+    assert "by an earlier run" in finish(start(folder, killed, "--batch-size=1"))
+    finish(start(folder, alone, "--batch-size=1"))
+    for name in ("predictions.parquet", "predictions.csv"):
+        assert (killed / name).read_bytes() == (alone / name).read_bytes()
+    assert not [*killed.glob("parts-*")]
+
+
+def test_nothing_stale_is_used(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    predict(folder, output)
+    write_idx(folder / "a-idx3-ubyte", IMAGES[:7])
+    assert len(predict(folder, output)) == 167
+
+
+@pytest.mark.parametrize("missing", ["folder", "images", "model"])
+def test_nothing_to_do_is_said(folder: Path, tmp_path: Path, missing: str) -> None:
+    (tmp_path / "empty").mkdir()
+    given = {"folder": tmp_path / "none", "images": tmp_path / "empty", "model": folder}[missing]
+    model = tmp_path / "none.onnx" if missing == "model" else DIGITS
+    with pytest.raises(UserError, match="none.onnx not found" if missing == "model" else "not found|holds no images"):
+        batch.predict_folder(given, tmp_path / "out", model, 16, lambda *_: None)
+
+
+def test_flow(folder: Path, tmp_path: Path, prefect_env: dict[str, str], client: SyncPrefectClient) -> None:
+    code = f"from flows.predict import predict; predict({str(folder)!r}, {str(tmp_path / 'out')!r}, {str(DIGITS)!r})"
+    environment = Clone.environment(prefect_env)
+    subprocess.run([sys.executable, "-c", code], cwd=PROJECT, env=environment, check=True, capture_output=True)
+    keys = ArtifactFilter(key=ArtifactFilterKey(any_=["predictions", "predict-progress"]))
+    found = {item.key: item.data for item in client.read_artifacts(artifact_filter=keys)}
+    assert found["predict-progress"] == 100.0
+    assert "unsure among them" in str(found["predictions"])
+    assert len(pl.read_parquet(tmp_path / "out/predictions.parquet")) == 200
