@@ -96,6 +96,11 @@ def test_page_in_a_browser(ready: Path, browser: Browser) -> None:
     # training and validation, each a line and a point for each of the two epochs
     assert marks["loss"] == marks["accuracy"] == 2 + 2 * 2
     assert marks["balance"] == 3 * 10
+    # bars stand on the axis
+    bars = page.locator("#chart-confidences .role-mark.mark-rect path").all()
+    feet = {round(box["y"] + box["height"]) for bar in bars if (box := bar.bounding_box())}
+    assert len(bars) > 1
+    assert max(feet) - min(feet) <= 1
 
     accuracy = json.loads(evaluate.METRICS.read_text())["accuracy"]
     assert page.locator("h1").inner_text().startswith(f"{accuracy:.2%} of 100 test images")
