@@ -56,9 +56,8 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
         .with_columns(right=pl.col("label") == pl.col("prediction"))
         .with_columns(pl.col("label", "prediction").replace_strict(dict(enumerate(classes)), return_dtype=pl.String))
     )
-    most = (
-        rows.filter(~pl.col("right")).select(pl.max("images")).item() or 1
-    )  # a scale needs an end, even one that nothing is shown on
+    # a scale needs an end, even one that nothing is shown on
+    most = rows.filter(~pl.col("right")).select(pl.max("images")).item() or 1
     scale, labels = alt.Scale(domain=classes), upright_if_short(classes)
     cells = alt.Chart(rows, height=len(classes) * (28 if len(classes) <= LEGIBLE else 8)).encode(
         x=alt.X("prediction:N", title="predicted", scale=scale, axis=labels),
@@ -73,10 +72,6 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
     )
     counts = cells.mark_text(color=INK, fontSize=10).encode(text="images:Q")
     return specification(alt.layer(right, wrong, *([counts] if len(classes) <= LEGIBLE else [])))
-
-
-def class_axis(classes: list[str]) -> alt.Axis:
-    return alt.Axis(labelAngle=0 if max(map(len, classes)) < 3 else -45)
 
 
 def binned(predictions: pl.DataFrame, bins: int) -> pl.DataFrame:
