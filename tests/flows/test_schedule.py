@@ -134,6 +134,6 @@ def test_runs_of_a_dead_machine_do_not_hold_the_queue(clone: Clone, tmp_path: Pa
 def test_the_deployments_of_the_project() -> None:
     content = YAML(typ="safe").load(PROJECT / "prefect.yaml")
     by_name = {item["name"]: item for item in content["deployments"]}
-    assert set(by_name) == {"nightly", "on-demand"}
+    assert set(by_name) == {"nightly", "on-demand", "predict"}
     assert all(item["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"} for item in by_name.values())
     assert {"cron", "timezone"} <= set(by_name["nightly"]["schedules"][0])
