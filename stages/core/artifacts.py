@@ -135,7 +135,7 @@ def read_tensors(path: Path, schema: TensorDictSchema) -> TensorDict:
     """Memory-mapped: pages are read when they are touched."""
     try:
         check_sizes(path)
-        data = TensorDict.load_memmap(str(path))
+        data = TensorDict.load_memmap(str(path), allow_pickle=False)
     except (ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     validate(data, schema, path)

@@ -180,6 +180,7 @@ def test_no_process_survives_the_flow(clone: Clone, prefect_env: dict[str, str],
         (["--recipe", "convent"], "did you mean 'convnet'"),
         (["-S", "recipes.convnet.optimiser.lr=0.1"], "there is no 'optimiser', did you mean 'optimizer'"),
         (["-S", "recipes.convnet.optimizer.lr=-1"], "recipes.convnet.optimizer.lr: found -1"),
+        (["-S", "seed=[1"], "seed is not valid YAML"),
         (["trian"], "found 'trian', the stages are"),
     ],
 )

