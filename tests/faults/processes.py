@@ -91,7 +91,7 @@ def work(folder: Path, stage: str, output: Connection, prepare: Callable[[], obj
     output.close()
     os.chdir(folder)
     prepare()
-    del sys.modules[f"stages.{stage}"]  # imported only for what it imports; it now runs as the main one
+    sys.modules.pop(f"stages.{stage}", None)  # imported only for what it imports; it now runs as the main one
     runpy.run_module(f"stages.{stage}", run_name="__main__", alter_sys=True)
 
 
