@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -49,39 +49,40 @@ class OnnxModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+            signature = describe(self.session.get_inputs()), describe(self.session.get_outputs())
         except Exception as error:  # its exceptions have no common base class
             raise UserError(f"{path} does not load in ONNX Runtime: {error}") from error
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         try:
             self.classes, self.unsure_below = read_metadata(self.metadata)
         except (KeyError, ValueError, RecursionError) as error:
             raise UserError(f"{path} was not written by stage 'export': of its metadata {error}") from None
-        self.image_shape = self.check_signature(path)
-
-    def check_signature(self, path: Path) -> tuple[int, int, int]:
-        """C, H, W of the images; `UserError` where the file takes or gives anything else than an export does."""
-        inputs, outputs = (
-            [(value.name, value.type, value.shape) for value in side]
-            for side in (self.session.get_inputs(), self.session.get_outputs())
-        )
-        match inputs, outputs:
-            case (
-                [("image", "tensor(uint8)", [str(), int(planes), int(height), int(width)])],
-                [
-                    ("logits", "tensor(float)", [str(), int(logits)]),
-                    ("probabilities", "tensor(float)", [str(), int(probabilities)]),
-                ],
-            ) if logits == probabilities == len(self.classes):
-                return planes, height, width
-        count = len(self.classes)
-        allowed = f"image, uint8 [batch, C, H, W] to logits and probabilities, float [batch, {count}]"
-        raise UserError(f"{path} maps {inputs} to {outputs}; allowed is {allowed}")
+        self.image_shape = read_shape(*signature, len(self.classes), path)
 
     def run(self, images_NCHW: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Logits [N, K] and probabilities [N, K] for raw pixels 0..255, white on black."""
         logits_NK, probabilities_NK = self.session.run(None, {"image": images_NCHW})
         return logits_NK, probabilities_NK
+
+
+def describe(values: list[Any]) -> list[Any]:
+    return [(value.name, value.type, value.shape) for value in values]
+
+
+def read_shape(inputs: list[Any], outputs: list[Any], num_classes: int, path: Path) -> tuple[int, int, int]:
+    """C, H, W of the images; `UserError` where the file takes or gives anything else than an export does."""
+    match inputs, outputs:
+        case (
+            [("image", "tensor(uint8)", [str(), int(planes), int(height), int(width)])],
+            [
+                ("logits", "tensor(float)", [str(), int(logits)]),
+                ("probabilities", "tensor(float)", [str(), int(probabilities)]),
+            ],
+        ) if logits == probabilities == num_classes:
+            return planes, height, width
+    allowed = f"image, uint8 [batch, C, H, W] to logits and probabilities, float [batch, {num_classes}]"
+    raise UserError(f"{path} maps {inputs} to {outputs}; allowed is {allowed}")
 
 
 def read_metadata(metadata: dict[str, str]) -> tuple[list[str], float]:
