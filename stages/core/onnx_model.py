@@ -5,19 +5,20 @@ Shape suffixes: N images, C planes, H x W pixels, K classes.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from stages.core.errors import UserError
 
 MAX_BYTES = 1 << 30
+Found = TypeVar("Found", bound=Message)
 STANDARD = ("", "ai.onnx")  # two names of the domain whose operators the ONNX standard defines
 
 
@@ -36,6 +37,8 @@ class OnnxModel:
 
     def __init__(self, path: Path, threads: int = 0) -> None:
         """Check and load `path`, to run on so many threads (0: one for each core); `UserError` where it is refused."""
+        if not path.is_file():
+            raise UserError(f"{path} is no file" if path.exists() else f"{path} not found")
         if (size := path.stat().st_size) > MAX_BYTES:
             raise UserError(f"{path} has {size:,} bytes, allowed are {MAX_BYTES:,}")
         content = path.read_bytes()  # once: the session gets what was checked
@@ -46,30 +49,50 @@ class OnnxModel:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
+            signature = describe(self.session.get_inputs()), describe(self.session.get_outputs())
         except Exception as error:  # its exceptions have no common base class
             raise UserError(f"{path} does not load in ONNX Runtime: {error}") from error
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self.metadata: dict[str, str] = self.session.get_modelmeta().custom_metadata_map
         try:
-            self.classes: list[str] = json.loads(self.metadata["classes"])
-            self.unsure_below = float(self.metadata["unsure_below"])
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{path} was not written by stage 'export': its metadata lack {error}") from None
-        inputs, outputs = ([(x.name, x.type, x.shape[1:]) for x in side] for side in self.signature())
-        width = len(self.classes)
-        expected = [("logits", "tensor(float)", [width]), ("probabilities", "tensor(float)", [width])]
-        if len(inputs) != 1 or inputs[0][:2] != ("image", "tensor(uint8)") or outputs != expected:
-            raise UserError(f"{path} maps {inputs} to {outputs}; allowed is image, tensor(uint8) to {expected}")
-        planes, height, width = inputs[0][2]
-        self.image_shape: tuple[int, int, int] = (planes, height, width)
-
-    def signature(self) -> tuple[list[Any], list[Any]]:
-        return self.session.get_inputs(), self.session.get_outputs()
+            self.classes, self.unsure_below = read_metadata(self.metadata)
+        except (KeyError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} was not written by stage 'export': of its metadata {error}") from None
+        self.image_shape = read_shape(*signature, len(self.classes), path)
 
     def run(self, images_NCHW: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Logits [N, K] and probabilities [N, K] for raw pixels 0..255, white on black."""
         logits_NK, probabilities_NK = self.session.run(None, {"image": images_NCHW})
         return logits_NK, probabilities_NK
+
+
+def describe(values: list[Any]) -> list[Any]:
+    return [(value.name, value.type, value.shape) for value in values]
+
+
+def read_shape(inputs: list[Any], outputs: list[Any], num_classes: int, path: Path) -> tuple[int, int, int]:
+    """C, H, W of the images; `UserError` where the file takes or gives anything else than an export does."""
+    match inputs, outputs:
+        case (
+            [("image", "tensor(uint8)", [str(), int(planes), int(height), int(width)])],
+            [
+                ("logits", "tensor(float)", [str(), int(logits)]),
+                ("probabilities", "tensor(float)", [str(), int(probabilities)]),
+            ],
+        ) if logits == probabilities == num_classes:
+            return planes, height, width
+    allowed = f"image, uint8 [batch, C, H, W] to logits and probabilities, float [batch, {num_classes}]"
+    raise UserError(f"{path} maps {inputs} to {outputs}; allowed is {allowed}")
+
+
+def read_metadata(metadata: dict[str, str]) -> tuple[list[str], float]:
+    """The classes and the confidence below which a prediction is unsure; `KeyError`, `ValueError` say what is wrong."""
+    classes, unsure_below = json.loads(metadata["classes"]), float(metadata["unsure_below"])
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise ValueError("'classes' is no list of names")
+    if not 0 <= unsure_below <= 1:
+        raise ValueError(f"'unsure_below' is {unsure_below}, allowed is 0..1")
+    return classes, unsure_below
 
 
 def check(content: bytes, path: Path) -> dict[str, int]:
@@ -79,13 +102,13 @@ def check(content: bytes, path: Path) -> dict[str, int]:
     """
     try:
         model = onnx.load_model_from_string(content)
-        external = [tensor.name for graph in graphs(model.graph) for tensor in graph.initializer if is_external(tensor)]
+        external = sorted({tensor.name for tensor in find(model, onnx.TensorProto) if is_external(tensor)})
         if external:
             raise UserError(f"{path}: data outside of the file ({', '.join(external[:3])}) are not allowed")
         onnx.checker.check_model(model, full_check=True)
     except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise UserError(f"{path} is no valid ONNX file: {str(error).strip().splitlines()[0]}") from None
-    nodes = [node for graph in graphs(model.graph) for node in graph.node]
+        raise UserError(f"{path} is no valid ONNX file: {[*str(error).strip().splitlines(), 'empty'][0]}") from None
+    nodes = list(find(model, onnx.NodeProto))
     foreign = sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in STANDARD})
     if foreign or model.functions:
         named = foreign or [f"{function.domain}.{function.name}" for function in model.functions]
@@ -96,14 +119,14 @@ def check(content: bytes, path: Path) -> dict[str, int]:
     return counts
 
 
-def graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """The graph and, depth first, those in the attributes of its nodes (branches and loop bodies)."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                if inner.ByteSize():
-                    yield from graphs(inner)
+def find(message: Message, kind: type[Found]) -> Iterator[Found]:
+    """Every message of this kind, wherever it hides: in branches, loop bodies, attributes, functions, training."""
+    if isinstance(message, kind):
+        yield message
+    for field, value in message.ListFields():
+        if field.message_type:
+            for inner in value if isinstance(value, Sequence) else [value]:
+                yield from find(inner, kind)
 
 
 def is_external(tensor: onnx.TensorProto) -> bool:
