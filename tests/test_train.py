@@ -325,7 +325,7 @@ def test_same_seed_same_file(normalized: Path, params: dict[str, Any], recipe: s
 
 def test_loss_that_is_not_finite_is_refused(normalized: Path, params: dict[str, Any]) -> None:
     params["recipe"] = "article"
-    params["recipes"]["article"]["optimizer"]["lr"] = 1000.0
+    params["recipes"]["article"]["optimizer"].update(lr=1000.0, weight_decay=1000.0)
     write_params(params, normalized)
     with pytest.raises(UserError, match=r"^artifacts/plots/history\.csv violates its schema") as caught:
         train.main()
