@@ -106,7 +106,12 @@ def check(content: bytes, path: Path) -> dict[str, int]:
         if external:
             raise UserError(f"{path}: data outside of the file ({', '.join(external[:3])}) are not allowed")
         onnx.checker.check_model(model, full_check=True)
-    except (DecodeError, onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except (
+        DecodeError,
+        UnicodeDecodeError,
+        onnx.checker.ValidationError,
+        onnx.shape_inference.InferenceError,
+    ) as error:
         raise UserError(f"{path} is no valid ONNX file: {[*str(error).strip().splitlines(), 'empty'][0]}") from None
     nodes = list(find(model, onnx.NodeProto))
     foreign = sorted({f"{node.domain}.{node.op_type}" for node in nodes if node.domain not in STANDARD})

@@ -43,7 +43,7 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 fuzzed = settings(settings.get_profile("faults"))
-fuzzed_slowly = settings(fuzzed, max_examples=2000 if LONG else 30)
+fuzzed_slowly = settings(fuzzed, max_examples=500 if LONG else 30)
 
 
 def places(content: Any, *above: str | int) -> Iterator[tuple[str | int, ...]]:

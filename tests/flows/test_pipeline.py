@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
+from typing import Any
 
 import psutil
 import pytest
@@ -16,7 +17,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Fl
 from prefect.client.schemas.objects import FlowRun
 
 from flows.notify import WEBHOOK
-from tests.conftest import Clone
+from tests.conftest import Clone, write_params
 from tests.flows.conftest import times, wait_for
 
 FLOW = ("python", "-m", "flows.pipeline")
@@ -139,6 +140,29 @@ def test_a_failed_stage_fails_the_flow(
     done = project.run(*FLOW, check=False, env={**prefect_env, WEBHOOK: unreachable})
     assert "VISION_PIPELINE_WEBHOOK was not told of the failure: ConnectError" in done.stdout
     assert "s3cr3t" not in done.stdout
+
+
+def test_no_secret_in_output_logs_and_artifacts(
+    clone: Clone, params: dict[str, Any], prefect_env: dict[str, str], client: SyncPrefectClient
+) -> None:
+    """Of a URL among the sources, and of the environment."""
+    tiny = params["datasets"]["tiny"]
+    tiny["sources"].insert(0, {"kind": "url", "url": "http://user:s3cr3t@127.0.0.1:9/data?token=s3cr3t"})
+    write_params(params, clone.folder)
+    secrets = {WEBHOOK: "http://127.0.0.1:9/hook-s3cr3t", "PREFECT_API_KEY": "pnu_s3cr3t", "no_proxy": "127.0.0.1"}
+    done = clone.run(*FLOW, "download", env={**prefect_env, **secrets})
+    assert "http://***@127.0.0.1:9/data?*** failed" in done.stdout
+    assert "s3cr3t" not in done.stdout
+    run = read_run(client, run_name(done.stdout))
+    logs = wait_for(lambda: [log.message for log in client.read_logs() if log.flow_run_id == run.id], 20, "its logs")
+    stored = [*logs, *(str(item.data) for item in client.read_artifacts() if item.flow_run_id == run.id)]
+    assert "s3cr3t" not in "".join(stored)
+    told = subprocess.run(
+        ["grep", "--recursive", "--files-with-matches", "--text", "--exclude-dir=.git", "s3cr3t", "."],
+        cwd=clone.folder, check=False, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    # where the user has written it, and where the tests have
+    assert [name for name in told.stdout.split() if not name.startswith("./tests/")] == ["./params.yaml"]
 
 
 def test_a_temporary_failure_is_tried_again(project: Clone, prefect_env: dict[str, str]) -> None:

@@ -15,8 +15,11 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelling
 from ruamel.yaml import YAML
 
+from flows.notify import WEBHOOK
 from tests.conftest import PROJECT, Clone
 from tests.flows.conftest import free_port, wait_for
+
+SECRETS = {WEBHOOK: "http://127.0.0.1:9/hook-s3cr3t", "PREFECT_API_KEY": "pnu_s3cr3t"}
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def scheduled(clone: Clone, log: Path) -> Iterator[tuple[psutil.Process, SyncPre
         schedule = psutil.Popen(
             [sys.executable, "-m", "flows.schedule", "--port", str(port)],
             cwd=clone.folder,
-            env=clone.environment({"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5"}),
+            env=clone.environment({"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5", **SECRETS}),
             stdout=output,
             stderr=output,
             stdin=subprocess.DEVNULL,
@@ -37,6 +40,7 @@ def scheduled(clone: Clone, log: Path) -> Iterator[tuple[psutil.Process, SyncPre
             lambda: "schedule: running" in log.read_text() or schedule.poll() is not None, 120, "a running schedule"
         )
         assert schedule.poll() is None, log.read_text()
+        assert listening(schedule) == {"127.0.0.1"}
         with (
             temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{port}/api"}),
             get_client(sync_client=True) as client,
@@ -49,6 +53,13 @@ def scheduled(clone: Clone, log: Path) -> Iterator[tuple[psutil.Process, SyncPre
         schedule.wait(timeout=60)
         _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
+    assert "s3cr3t" not in log.read_text()
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """The addresses at which it and its descendants wait for connections."""
+    family = [process, *process.children(recursive=True)]
+    return {socket.laddr.ip for one in family for socket in one.net_connections() if socket.status == "LISTEN"}
 
 
 def start_run(client: SyncPrefectClient, parameters: dict[str, object]) -> FlowRun:
