@@ -56,8 +56,8 @@ class OnnxModel:
         self.sha256 = hashlib.sha256(content).hexdigest()
         try:
             self.classes, self.unsure_below = read_metadata(self.metadata)
-        except (KeyError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} was not written by stage 'export': of its metadata {error}") from None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path} was not written by stage 'export': in its metadata, {error}") from None
         self.image_shape = read_shape(*signature, len(self.classes), path)
 
     def run(self, images_NCHW: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -86,12 +86,14 @@ def read_shape(inputs: list[Any], outputs: list[Any], num_classes: int, path: Pa
 
 
 def read_metadata(metadata: dict[str, str]) -> tuple[list[str], float]:
-    """The classes and the confidence below which a prediction is unsure; `KeyError`, `ValueError` say what is wrong."""
+    """The classes and the confidence below which a prediction is unsure; `ValueError` says what is wrong with them."""
+    if lacking := [name for name in ("classes", "unsure_below") if name not in metadata]:
+        raise ValueError(f"there is no {' and no '.join(lacking)}")
     classes, unsure_below = json.loads(metadata["classes"]), float(metadata["unsure_below"])
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
-        raise ValueError("'classes' is no list of names")
+        raise ValueError("classes is no list of names")
     if not 0 <= unsure_below <= 1:
-        raise ValueError(f"'unsure_below' is {unsure_below}, allowed is 0..1")
+        raise ValueError(f"unsure_below is {unsure_below}, allowed is 0..1")
     return classes, unsure_below
 
 

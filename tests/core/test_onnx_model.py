@@ -160,14 +160,14 @@ def without(name: str) -> Change:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (without("classes"), "'classes'"),
-        (without("unsure_below"), "'unsure_below'"),
+        (without("classes"), "in its metadata, there is no classes"),
+        (without("unsure_below"), "in its metadata, there is no unsure_below"),
         (of("classes", "even, odd"), "Expecting value"),
-        (of("classes", "3"), "'classes' is no list of names"),
-        (of("classes", "[1, 2, 3]"), "'classes' is no list of names"),
+        (of("classes", "3"), "classes is no list of names"),
+        (of("classes", "[1, 2, 3]"), "classes is no list of names"),
         (of("classes", "[" * 100_000), ""),
         (of("unsure_below", "often"), "could not convert string to float"),
-        (of("unsure_below", "nan"), "'unsure_below' is nan, allowed is 0..1"),
+        (of("unsure_below", "nan"), "unsure_below is nan, allowed is 0..1"),
     ],
 )
 def test_not_of_ours(tmp_path: Path, change: Change, reason: str) -> None:

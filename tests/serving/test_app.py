@@ -279,7 +279,7 @@ REFUSED = {
     "mixed": (altered(mix_the_batch), "an image alone gets another answer than in a batch"),
     "no classes": (altered(lambda model: model.ClearField("metadata_props")), "was not written by stage 'export'"),
     "other classes": (altered(set_metadata(classes='["0", "1"]')), "allowed is image"),
-    "no list of classes": (altered(set_metadata(classes="5")), "does not work"),
+    "no list of classes": (altered(set_metadata(classes="5")), "classes is no list of names"),
 }
 
 
