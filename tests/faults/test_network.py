@@ -275,6 +275,17 @@ def test_a_certificate_that_nobody_vouches_for(
         assert server.requested == []
 
 
+def test_user_and_password_from_netrc(
+    workspace: Path, params: dict[str, Any], tiny_idx: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Path("netrc").write_text("machine 127.0.0.1 login user password s3cr3t")
+    Path("netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", "netrc")
+    set_urls(params, f"http://127.0.0.1:{server.server_port}/private?token=s3cr3t")
+    download.main()
+    assert_is_downloaded(tiny_idx)
+
+
 def test_no_source_without_a_hash(faults: Faults, workspace: Path, params: dict[str, Any]) -> None:
     for field in FILES:
         with faults.tried("data set without a sha256"):
