@@ -19,7 +19,7 @@ from flows.graph import read_graph
 from flows.workspace import isolated
 from stages.core.params import PARAMS, load_params, override_params
 
-FIRST, STEP = 300_000_000, 50_000_000  # bytes
+FIRST, STEP = 500_000_000, 100_000_000  # bytes
 
 
 class Passed(NamedTuple):

@@ -301,7 +301,7 @@ def run(knobs: params.Params, device: torch.device) -> None:
     verify("normalize", NORMALIZED)
     train, validation = (read_tensors(NORMALIZED / split, schema) for split in ("train", "validation"))
     image_shape = cast("tuple[int, int, int]", tuple(train["image"].shape[1:]))
-    data_sha256, (rank, processes) = digest("normalize"), group()
+    data_sha256, (rank, processes) = digest("normalize", NORMALIZED), group()
 
     torch.manual_seed(knobs.seed)
     model = build_model(recipe.model, image_shape, len(classes)).to(device).to(memory_format=torch.channels_last)

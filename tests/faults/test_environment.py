@@ -5,15 +5,19 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from copy import copy
+from functools import partial
 from pathlib import Path
 from shutil import copytree
 from subprocess import PIPE, STDOUT
 from typing import NamedTuple
 
 import pytest
+import torch
 
+from stages import normalize
 from tests.conftest import Clone, tiny_params, write_params
 from tests.faults.conftest import LONG, Faults, check_same
+from tests.faults.processes import contents, run
 
 NOBODY = "65534"
 # the second one is another user in name alone: where the interpreter lies in a home, nobody else can start it
@@ -115,3 +119,14 @@ def test_environment(faults: Faults, undisturbed: Clone, tiny_idx: Path, shared:
         )
         assert done.returncode == 0, done.stdout
         check_same(made, undisturbed)
+
+
+def test_more_threads(faults: Faults, finished: Path, copied: Path) -> None:
+    """The data, at least: a training's sums are split among the threads, and its metrics say among how many."""
+    with faults.tried("environment: another number of threads"):
+        ended = run(copied, "normalize", partial(torch.set_num_threads, 3))
+        assert ended.status == 0, ended.output
+        assert "3 threads" in (copied / normalize.METRICS).read_text()
+        assert contents(copied, normalize.NORMALIZED) == contents(finished, normalize.NORMALIZED)
+        # which does not make the model one of other data
+        assert run(copied, "evaluate").status == 0
