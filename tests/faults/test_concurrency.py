@@ -34,7 +34,7 @@ def forget(clone: Clone, stages: list[str]) -> None:
     remove(clone.folder / ".dvc/cache/runs")
 
 
-@pytest.mark.parametrize("commands", [(REPRO, REPRO), (REPRO, FLOW), (FLOW, FLOW)], ids=["repro", "both", "flow"])
+@pytest.mark.parametrize("commands", [(REPRO, REPRO), (REPRO, FLOW), (FLOW, FLOW)] if LONG else [(REPRO, FLOW)])
 def test_two_at_once(
     faults: Faults,
     undisturbed: Clone,

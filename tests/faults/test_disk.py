@@ -18,7 +18,7 @@ from tests.conftest import Clone
 from tests.faults.conftest import LONG, DataLostError, Faults, check_same
 from tests.faults.processes import OUTPUTS, STAGES, Ended, contents, run
 
-AMOUNTS = 20 if LONG else 3  # of space that is left
+AMOUNTS = 20 if LONG else 2  # of space that is left
 SEED = 5
 Contents = dict[str, str]
 NOBODY = 65534

@@ -54,7 +54,6 @@ TOGETHER = {
         umask=0o077,
         closed=True,
     ),
-    "another user": ALONE["another user"],
 }
 
 

@@ -19,7 +19,7 @@ from tests.conftest import Clone
 from tests.faults.conftest import LONG, DataLostError, Faults, check_same
 from tests.faults.processes import STAGES, Running, contents, run
 
-KILLS = 50 if LONG else 4  # of each stage
+KILLS = 50 if LONG else 2  # of each stage
 KILLED_RUNS = 20 if LONG else 1  # of `dvc repro`
 SEED = 5
 
@@ -59,7 +59,7 @@ def test_a_stage(faults: Faults, copied: Path, stage: str) -> None:
             for output in outputs if number % 2 else []:
                 remove(copied / output)
             running = Running(copied, stage)
-            if number % 4 < 2:
+            if (number + number // 2) % 2 == 0:
                 running.process.join(draw.uniform(0, took))
             else:
                 there = started_outputs(copied, stage)
