@@ -17,9 +17,10 @@ from benchmarks.memory import control_group
 from benchmarks.report import PROJECT, conditions, table, write
 from flows.graph import read_graph
 from flows.workspace import isolated
+from stages.core.artifacts import remove
 from stages.core.params import PARAMS, load_params, override_params
 
-FIRST, STEP = 300_000_000, 50_000_000  # bytes
+FIRST, STEP = 500_000_000, 100_000_000  # bytes
 
 
 class Passed(NamedTuple):
@@ -51,6 +52,7 @@ def run(folder: Path, stage: str, limit: int) -> bool:
 def least(folder: Path, stage: str) -> Passed:
     limit = FIRST
     while True:
+        remove(folder / "artifacts/checkpoints")  # the next try does not go on where this one was killed
         started = time.perf_counter()
         if run(folder, stage, limit):
             return Passed(limit, time.perf_counter() - started)

@@ -7,6 +7,7 @@ Fails when every source failed (each with its reason) or when a delivered file i
 Nothing that a server sends is trusted: how long it takes, how much it is, how it unpacks and what it says of that.
 """
 
+import errno
 import gzip
 import hashlib
 import io
@@ -86,7 +87,9 @@ def fetch_mirrors(mirrors: list[str], folder: Path) -> None:
             for name in FILES.values():
                 fetch_file(mirror, folder / name)
             return
-        except Exception as error:  # noqa: BLE001  # every kind of file system and of compression raises its own
+        except Exception as error:  # every kind of file system and of compression raises its own
+            if is_local(error):
+                raise
             reasons.append(f"{redacted(mirror)}: {one_line(error)}")
             if is_temporary(error):
                 kind = TemporaryError
@@ -148,6 +151,8 @@ def fetch_pip(source: PipSource, folder: Path) -> None:
             write_idx(folder / FILES[f"{split}_images"], images_NHW)
             write_idx(folder / FILES[f"{split}_labels"], torch.from_numpy(labels.astype(np.uint8)))
     except Exception as error:  # of other bytes than those, gzip, pickle and numpy raise whatever comes up
+        if is_local(error):
+            raise
         raise UserError(f"{source.member} is no gzipped pickle of three (images, labels) pairs: {error}") from error
 
 
@@ -189,11 +194,18 @@ def download(dataset: Dataset, folder: Path) -> str:
             check_sha256(folder, dataset.sha256)
             return name
         except (UserError, OSError) as error:
+            if is_local(error):
+                raise
             reasons.append(f"  {name}: {one_line(error)}")
             print(f"download: {name} failed, {one_line(error)}", flush=True)
             if isinstance(error, TemporaryError):
                 kind = TemporaryError
     raise kind("\n".join(["no source has delivered the data set:", *reasons]))
+
+
+def is_local(error: BaseException) -> bool:
+    """Whether this machine's disk is to blame: no other source mends that."""
+    return isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def is_temporary(error: BaseException) -> bool:

@@ -100,7 +100,7 @@ def main() -> None:
     model, manifest = load_checkpoint(MODEL)
     num_classes = len(manifest.classes)
     test = read_tensors(TEST, schemas.normalized(num_classes, manifest.mean, manifest.std))
-    if manifest.data_sha256 != digest("normalize"):
+    if manifest.data_sha256 != digest("normalize", TEST.parent):
         raise UserError(f"{MODEL} was trained on other data than those in {TEST.parent}; `dvc repro` trains it anew")
     if (found := tuple(test["image"].shape[1:])) != manifest.image_shape:
         raise UserError(f"{MODEL} takes images of shape {manifest.image_shape}, those in {TEST} have {found}")

@@ -12,6 +12,7 @@ Shape suffixes: N images of a batch, S steps, C planes, H x W pixels, K classes.
 """
 
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ from stages.core import params, resume, schemas
 from stages.core.artifacts import alone, read_tensors, validate, write_table
 from stages.core.augmentation import augment
 from stages.core.checkpoint import Manifest, save_checkpoint
-from stages.core.errors import reported
+from stages.core.errors import UserError, reported
 from stages.core.inference import confidence_threshold, infer
 from stages.core.models import build_model
 from stages.core.optimization import l1_norm, loss_of, make_optimizer, make_schedule
@@ -222,7 +223,10 @@ class Watch:
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.bar = self.progress.add_task("train", total=self.epochs * self.steps, epoch=1)
-        self.live = Live(LIVE, save_dvc_exp=False, dvcyaml=False)
+        try:
+            self.live = Live(LIVE, save_dvc_exp=False, dvcyaml=False)
+        except sqlite3.Error as error:  # it opens DVC, whose state is in SQLite
+            raise UserError(f"{LIVE} cannot be written: DVC's state, mostly in /var/tmp/dvc: {error}") from error
         self.since = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -297,7 +301,7 @@ def run(knobs: params.Params, device: torch.device) -> None:
     verify("normalize", NORMALIZED)
     train, validation = (read_tensors(NORMALIZED / split, schema) for split in ("train", "validation"))
     image_shape = cast("tuple[int, int, int]", tuple(train["image"].shape[1:]))
-    data_sha256, (rank, processes) = digest("normalize"), group()
+    data_sha256, (rank, processes) = digest("normalize", NORMALIZED), group()
 
     torch.manual_seed(knobs.seed)
     model = build_model(recipe.model, image_shape, len(classes)).to(device).to(memory_format=torch.channels_last)

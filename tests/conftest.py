@@ -114,7 +114,11 @@ class Clone:
 @pytest.fixture
 def clone(tmp_path: Path, params: dict[str, Any]) -> Clone:
     """The project on tiny data, committed."""
-    made = Clone(tmp_path / "clone")
+    return make_clone(tmp_path / "clone", params)
+
+
+def make_clone(folder: Path, params: dict[str, Any]) -> Clone:
+    made = Clone(folder)
     write_params(params, made.folder)
     made.run("git", "init", "--quiet", "--initial-branch=main")
     made.run("git", "config", "user.name", "Test")

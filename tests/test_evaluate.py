@@ -158,7 +158,9 @@ def test_class_without_test_image_is_refused(before: Path) -> None:
     model, manifest = load_checkpoint(evaluate.MODEL)
     sums.record("normalize", evaluate.TEST)
     save_checkpoint(
-        evaluate.MODEL, manifest.model_copy(update={"data_sha256": sums.digest("normalize")}), model.state_dict()
+        evaluate.MODEL,
+        manifest.model_copy(update={"data_sha256": sums.digest("normalize", evaluate.TEST.parent)}),
+        model.state_dict(),
     )
     sums.record("train", evaluate.MODEL)
     with pytest.raises(UserError, match=r"^artifacts/metrics/per_class\.csv violates its schema:\n  column 'images'"):

@@ -24,7 +24,7 @@ class Manifest(Section):
     image_shape: tuple[int, int, int]  # C, H, W
     mean: float  # pixel x in 0..255 enters as (x / 255 - mean) / std
     std: float
-    data_sha256: Sha256  # of all that stage normalize wrote
+    data_sha256: Sha256  # of the tensors and their summary, as stage normalize wrote them
     epoch: int  # the epoch that did best on the validation split
     unsure_below: Share  # a confidence, chosen on the validation split
 

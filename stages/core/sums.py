@@ -61,9 +61,16 @@ def verify(stage: str, *inputs: Path) -> None:
             raise UserError(f"{name} {reason}; {mended_by(stage, given)}")
 
 
-def digest(stage: str) -> str:
-    """One sha256 of all that `stage` has written."""
-    return sha256(sums_of(stage))
+def digest(stage: str, *outputs: Path) -> str:
+    """One sha256 of all that `stage` has written, or of these files and folders of it."""
+    if not outputs:
+        return sha256(sums_of(stage))
+    lines = [
+        line
+        for line in sums_of(stage).read_text(encoding="utf-8").splitlines()
+        if any(Path(line.partition("  ")[2]).is_relative_to(output) for output in outputs)
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def files_at(path: Path) -> list[Path]:

@@ -97,3 +97,11 @@ def test_the_digest_is_of_everything(recorded: Path) -> None:
     (FOLDER / "inner/b").write_bytes(b"other")
     sums.record("make", FILE, FOLDER)
     assert sums.digest("make") != before
+
+
+def test_the_digest_of_a_part(recorded: Path) -> None:
+    of_folder, of_file = sums.digest("make", FOLDER), sums.digest("make", FILE)
+    FILE.write_bytes(b"another model")
+    sums.record("make", FILE, FOLDER)
+    assert sums.digest("make", FOLDER) == of_folder
+    assert sums.digest("make", FILE) != of_file

@@ -4,19 +4,21 @@ A plain `pytest` tries a few of each kind. VISION_PIPELINE_FAULTS=long tries the
 the table to benchmarks/faults.md.
 """
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from shutil import copytree
+from shutil import copytree, rmtree
 from typing import NoReturn
 
 import pytest
 
 from benchmarks import report
-from tests.conftest import tiny_params, write_params
-from tests.faults.processes import STAGES, run
+from tests.conftest import Clone, make_clone, tiny_params, write_params
+from tests.faults.processes import OUTPUTS, STAGES, contents, run
 
 LONG = os.environ.get("VISION_PIPELINE_FAULTS") == "long"
 HEAD = ["fault", "times tried", "times survived", "data lost"]
@@ -86,6 +88,36 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
 def copied(finished: Path, tmp_path: Path) -> Path:
     """A copy of `finished`."""
     return copytree(finished, tmp_path / "copied")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Clone:
+    """The project after an undisturbed `dvc repro`; to be copied, not changed."""
+    made = make_clone(tmp_path_factory.mktemp("undisturbed") / "clone", tiny_params(tiny_idx))
+    made.run("dvc", "repro")
+    return made
+
+
+@pytest.fixture
+def repeated(undisturbed: Clone, tmp_path: Path) -> Clone:
+    """A copy of `undisturbed` that has forgotten the runs of its stages: DVC runs again what is stale."""
+    copied = copy(undisturbed)
+    copied.folder = copytree(undisturbed.folder, tmp_path / "repeated", symlinks=True)
+    rmtree(copied.folder / ".dvc/cache/runs")
+    return copied
+
+
+def check_same(clone: Clone, undisturbed: Clone) -> None:
+    """The same `dvc.lock` and the same bytes in every output."""
+    if clone.read_yaml("dvc.lock") != undisturbed.read_yaml("dvc.lock"):
+        raise DataLostError(
+            clone.run("git", "diff", "--no-index", str(undisturbed.folder / "dvc.lock"), "dvc.lock", check=False).stdout
+        )
+    assert contents(clone.folder, *OUTPUTS) == contents(undisturbed.folder, *OUTPUTS)
+    assert not list(clone.folder.rglob("*.partial"))
+    for cached in (clone.folder / ".dvc/cache/files/md5").glob("??/*"):
+        if len(cached.name) == 30 and hashlib.md5(cached.read_bytes()).hexdigest() != cached.parent.name + cached.name:
+            raise DataLostError(f"{cached} is damaged")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

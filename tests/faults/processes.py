@@ -48,7 +48,7 @@ def read_stages() -> dict[str, Stage]:
 
 
 STAGES = read_stages()
-
+OUTPUTS = [output for stage in STAGES.values() for output in stage.outputs]
 
 CONTEXT = get_context("forkserver")
 # hypothesis, where it is installed, because pandera imports it when it first validates

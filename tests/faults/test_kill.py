@@ -1,0 +1,124 @@
+"""Kill -9 before, during and after the writes of each stage, and of `dvc repro` with and without its stage."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from subprocess import DEVNULL
+
+import psutil
+import pytest
+
+from stages.core.artifacts import remove
+from tests.conftest import Clone
+from tests.faults.conftest import LONG, DataLostError, Faults, check_same
+from tests.faults.processes import STAGES, Running, contents, run
+
+KILLS = 50 if LONG else 2  # of each stage
+KILLED_RUNS = 20 if LONG else 1  # of `dvc repro`
+SEED = 5
+
+
+def started_outputs(folder: Path, stage: str) -> int:
+    """How many outputs there are, the unfinished ones counted too."""
+    outputs = [folder / output for output in STAGES[stage].outputs]
+    return sum(path.exists() + path.with_name(f"{path.name}.partial").exists() for path in outputs)
+
+
+def check_whole(folder: Path, stage: str, undisturbed: dict[str, str]) -> None:
+    """Each output as it would be undisturbed, or not there at all; and a stage that needs a missing one refuses."""
+    outputs = STAGES[stage].outputs
+    for output in outputs:
+        found = contents(folder, output)
+        if found and found != {
+            name: digest for name, digest in undisturbed.items() if Path(name).is_relative_to(output)
+        }:
+            raise DataLostError(f"{output} is there, but not whole: {found}")
+    missing = [output for output in outputs if not (folder / output).exists()]
+    for reader in [name for name, other in STAGES.items() if set(other.inputs) & set(missing)][:1]:
+        ended = run(folder, reader)
+        assert ended.status == 1, ended.output
+        assert any(str(output) in ended.output for output in outputs), ended.output
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage(faults: Faults, copied: Path, stage: str) -> None:
+    """Without its outputs, as DVC starts it, or on top of them; at a moment by the clock, or by what it has written."""
+    draw, outputs = random.Random(f"{SEED} {stage}"), STAGES[stage].outputs
+    undisturbed = contents(copied, *outputs)
+    began = time.monotonic()
+    assert run(copied, stage).status == 0
+    took = time.monotonic() - began
+    for number in range(KILLS):
+        with faults.tried(f"kill -9 of stage {stage}"):
+            for output in outputs if number % 2 else []:
+                remove(copied / output)
+            running = Running(copied, stage)
+            if (number + number // 2) % 2 == 0:
+                running.process.join(draw.uniform(0, took))
+            else:
+                there = started_outputs(copied, stage)
+                writes = draw.randint(there + 1, max(there + 1, 2 * len(outputs)))
+                while running.process.is_alive() and started_outputs(copied, stage) < writes:
+                    time.sleep(0)
+            running.kill()
+            check_whole(copied, stage, undisturbed)
+            again = run(copied, stage)
+            assert again.status == 0, again.output
+            assert contents(copied, *outputs) == undisturbed
+            assert not list(copied.rglob("*.partial"))
+            assert not list(copied.glob("artifacts/checkpoints/*"))
+
+
+def stage_of(dvc: subprocess.Popen[bytes]) -> psutil.Process | None:
+    with suppress(psutil.NoSuchProcess):
+        return next((each for each in psutil.Process(dvc.pid).children() if each.name().startswith("python")), None)
+    return None
+
+
+def kill_both(dvc: subprocess.Popen[bytes]) -> None:
+    os.killpg(dvc.pid, signal.SIGKILL)
+
+
+def kill_dvc(dvc: subprocess.Popen[bytes]) -> None:
+    """Its stage stays behind."""
+    dvc.kill()
+
+
+def kill_stage(dvc: subprocess.Popen[bytes]) -> None:
+    if stage := stage_of(dvc):
+        with suppress(psutil.NoSuchProcess):
+            stage.kill()
+
+
+@pytest.mark.parametrize("kill", [kill_both, kill_dvc, kill_stage])
+def test_dvc_repro(
+    faults: Faults, undisturbed: Clone, repeated: Clone, kill: Callable[[subprocess.Popen[bytes]], None]
+) -> None:
+    """`dvc repro` alone mends it."""
+    draw, names = random.Random(f"{SEED} {kill.__name__}"), list(STAGES)
+    for number in range(KILLED_RUNS):
+        with faults.tried(f"kill -9 of dvc repro: {kill.__name__.replace('_', ' ')}"):
+            stage = draw.choice(names)
+            command = ["dvc", "repro", "--force", "--single-item", stage]
+            with subprocess.Popen(
+                command,
+                cwd=repeated.folder,
+                env=repeated.environment({}),
+                stdout=DEVNULL,
+                stderr=DEVNULL,
+                start_new_session=True,
+            ) as dvc:
+                while dvc.poll() is None and not stage_of(dvc):
+                    time.sleep(0.01)
+                time.sleep(draw.uniform(0, 6) if number else 0)
+                kill(dvc)
+            done = repeated.run("dvc", "repro", check=False)
+            assert done.returncode == 0, done.stdout
+            check_same(repeated, undisturbed)
+            shutil.rmtree(repeated.folder / ".dvc/cache/runs", ignore_errors=True)
