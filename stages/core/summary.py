@@ -10,6 +10,7 @@ from stages.core.errors import UserError, reported
 
 EVALUATION = Path("artifacts/metrics/evaluation.json")
 PARITY = Path("artifacts/metrics/parity.json")
+REPORT = Path("artifacts/report/index.html")
 
 
 def read(path: Path, *names: str) -> list[float]:
@@ -30,6 +31,8 @@ def tabulate() -> Table:
     table.add_row("recall", f"{recall:.4f}")
     table.add_row("F1", f"{f1:.4f}")
     table.add_row("parity", f"{agreement:.2%} of {images:,} labels equal, logits within {difference:.1e}")
+    if REPORT.exists():
+        table.add_row("report", str(REPORT))
     return table
 
 

@@ -48,6 +48,9 @@ def test_main_prints_the_last_run(folder: Path, capsys: pytest.CaptureFixture[st
     write(summary.PARITY, PARITY)
     summary.main()
     assert cells(capsys.readouterr().out) == EXPECTED
+    write(summary.REPORT, "")
+    summary.main()
+    assert cells(capsys.readouterr().out) == [*EXPECTED, ["report", "artifacts/report/index.html"]]
 
 
 def test_missing_metrics_are_named(folder: Path) -> None:
