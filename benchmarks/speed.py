@@ -31,8 +31,9 @@ GOALS: dict[str, dict[str, Any]] = {
         "epochs": 1,
     },
     "99.5": {
-        "model": CONVNET | {"channels": [[16], [32], [128]], "stem": "pool"},
-        "epochs": 6,
+        "model": CONVNET | {"channels": [[16], [32], [96]], "stem": "stride"},
+        "batch_size": 128,
+        "epochs": 5,
     },
 }
 
