@@ -1,0 +1,79 @@
+"""Predictions from files: `python -m benchmarks.predict` writes predict.md.
+
+`python -m flows.predict` as a whole process on an IDX file of MNIST's test images, repeated, for several numbers of
+images; and on a folder of them as PNG files, against decoding and fitting those alone in one thread for each core.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from argparse import ArgumentParser
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.report import PROJECT, conditions, table, write
+from serving.images import decode, fit
+from stages.core.datasets import RAW, read_raw, write_idx
+
+COUNTS = (10_000, 100_000, 1_000_000)
+PNGS = 10_000
+ONNX = PROJECT / "artifacts/onnx/model.onnx"
+
+
+def predict(given: Path, output: Path) -> tuple[float, int]:
+    """Seconds and peak memory in bytes of the command as a process."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "flows.predict", str(given), "--model", str(ONNX), "--output", str(output)]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert status == 0
+    return time.perf_counter() - started, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def decode_only(folder: Path) -> float:
+    """Seconds to decode and fit every PNG."""
+    started = time.perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda path: fit(decode(path.read_bytes(), path.name), 28, 28), folder.iterdir()))
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    parser = ArgumentParser("python -m benchmarks.predict", description=__doc__)
+    parser.add_argument("--counts", type=int, nargs="*", default=COUNTS, help=f"images in the IDX files: {COUNTS}")
+    counts = parser.parse_args().counts
+    images_NHW = read_raw(PROJECT / RAW / "mnist", "test")["image"][:, 0]
+    rows, results = [], []
+
+    def add(what: str, count: int, seconds: float, peak: int | None) -> None:
+        results.append({"what": what, "images": count, "seconds": seconds, "peak_bytes": peak})
+        memory = f"{peak / 1e6:,.0f}" if peak else ""
+        rows.append([what, f"{count:,}", f"{seconds:.1f}", f"{count / seconds:,.0f}", memory])
+        print(rows[-1], flush=True)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for count in counts:
+            repeated = images_NHW.repeat((-(-count // len(images_NHW)), 1, 1))[:count]
+            write_idx(folder / f"{count}-idx3-ubyte", repeated)
+            add("IDX", count, *predict(folder / f"{count}-idx3-ubyte", folder / f"out-{count}"))
+        (folder / "png").mkdir()
+        for number, image_HW in enumerate(np.asarray(images_NHW[:PNGS])):
+            Image.fromarray(image_HW).save(folder / "png" / f"{number:05}.png")
+        add("PNG", PNGS, *predict(folder / "png", folder / "out-png"))
+        add("PNG, decoded and fitted only", PNGS, decode_only(folder / "png"), None)
+    text = [
+        conditions("onnxruntime", "polars", "pillow"),
+        "The whole process, imports and the writing of both tables inside; one run each, the model of the last run.",
+        table(["input", "images", "seconds", "images/s", "peak memory, MB"], rows),
+    ]
+    write("predict", "Predictions from files", text, results)
+
+
+if __name__ == "__main__":
+    main()

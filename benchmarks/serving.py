@@ -1,0 +1,119 @@
+"""The service under load: `python -m benchmarks.serving` writes serving.md.
+
+A closed loop over loopback: each of N connections sends its next request when it has the answer to the last one. The
+client is this process, the service another one on the same cores. A request is one 28x28 PNG of the test split.
+"""
+
+import asyncio
+import io
+import subprocess
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
+from statistics import median, quantiles
+from urllib.parse import urlsplit
+
+import psutil
+from PIL import Image
+
+from benchmarks.report import PROJECT, conditions, spread, table, write
+from stages.core.datasets import RAW, read_raw
+
+CONNECTIONS = {1: 0.2, 8: 0.4, 32: 0.4}  # and their share of the requests
+STARTS = 5
+IMAGES = 100
+
+
+@contextmanager
+def service() -> Iterator[tuple[psutil.Process, str, float]]:
+    """The service's process, its address (host:port) and the seconds until it was ready."""
+    started = time.perf_counter()
+    command = [sys.executable, "-m", "serving.app", "--port", "0"]
+    with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        line = next(line for line in process.stdout if "http://" in line)
+        seconds = time.perf_counter() - started
+        yield psutil.Process(process.pid), urlsplit(line.split("draw at ")[1].split(";")[0]).netloc, seconds
+        process.terminate()
+
+
+def requests(address: str) -> list[bytes]:
+    """Whole HTTP requests, each with an image."""
+    made = []
+    for image_HW in read_raw(PROJECT / RAW / "mnist", "test")["image"][:IMAGES, 0].numpy():
+        png = io.BytesIO()
+        Image.fromarray(image_HW).save(png, "PNG")
+        head = f"POST /predict HTTP/1.1\r\nHost: {address}\r\nContent-Type: image/png\r\n"
+        made.append(f"{head}Content-Length: {len(png.getvalue())}\r\n\r\n".encode() + png.getvalue())
+    return made
+
+
+async def connection(address: str, bodies: list[bytes], count: int) -> tuple[list[float], int]:
+    """Seconds of each request, and how many of them were not answered with 200."""
+    host, port = address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    seconds, errors = [], 0
+    for number in range(count):
+        started = time.perf_counter()
+        writer.write(bodies[number % len(bodies)])
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+        await reader.readexactly(int(length.split(b":")[1]))
+        seconds.append(time.perf_counter() - started)
+        errors += not head.startswith(b"HTTP/1.1 200")
+    writer.close()
+    return seconds, errors
+
+
+async def load(address: str, bodies: list[bytes], connections: int, count: int) -> dict[str, float]:
+    started = time.perf_counter()
+    done = await asyncio.gather(*(connection(address, bodies, count // connections) for _ in range(connections)))
+    took, seconds = time.perf_counter() - started, [second for each, _ in done for second in each]
+    return {
+        "connections": connections,
+        "requests": len(seconds),
+        "errors": sum(errors for _, errors in done),
+        "requests_per_second": len(seconds) / took,
+        "p50_ms": 1e3 * median(seconds),
+        "p99_ms": 1e3 * quantiles(seconds, n=100)[98],
+    }
+
+
+def main() -> None:
+    parser = ArgumentParser("python -m benchmarks.serving", description=__doc__)
+    parser.add_argument("--requests", type=int, default=100_000, help="in all (default: 100000)")
+    total = parser.parse_args().requests
+    starts = []
+    for _ in range(STARTS):
+        with service() as (_, _, seconds):
+            starts.append(seconds)
+    with service() as (process, address, _):
+        bodies = requests(address)
+        asyncio.run(load(address, bodies, 8, 2000))  # warms up
+        before = process.memory_info().rss
+        results = []
+        for connections, share in CONNECTIONS.items():
+            results.append(asyncio.run(load(address, bodies, connections, round(share * total))))
+            print(results[-1], flush=True)
+        after = process.memory_info().rss
+    rows = [
+        [
+            *(f"{result[name]:,.0f}" for name in ("connections", "requests", "errors", "requests_per_second")),
+            *(f"{result[name]:.1f}" for name in ("p50_ms", "p99_ms")),
+        ]
+        for result in results
+    ]
+    text = [
+        conditions("onnxruntime", "uvicorn", "fastapi"),
+        "One 28x28 PNG a request, recipe of the last run; the client shares the cores with the service.",
+        table(["connections", "requests", "errors", "requests/s", "p50, ms", "p99, ms"], rows),
+        f"Ready after {spread(starts, 2, ' s')}, {STARTS} starts. Memory of the process (RSS) before and after:"
+        f" {before / 1e6:.0f} MB and {after / 1e6:.0f} MB.",
+    ]
+    write("serving", "The service under load", text, {"starts": starts, "rss": [before, after], "load": results})
+
+
+if __name__ == "__main__":
+    main()
