@@ -67,7 +67,9 @@ def check_out(project: Path, folder: Path) -> None:
 
 def save(folder: Path, name: str) -> None:
     """Save what the checkout holds as the experiment `name` of its revision."""
-    dvc(folder, "exp", "save", "--force", "--name", name)
+    # what DVC is at, it writes to refs that all checkouts of a repository share
+    with locked(folder.parent.with_suffix(".lock"), wait=True):
+        dvc(folder, "exp", "save", "--force", "--name", name)
 
 
 def has_remote(folder: Path) -> bool:
