@@ -77,12 +77,16 @@ def test_a_stage(faults: Faults, copied: Path, stage: str) -> None:
 
 def stage_of(dvc: subprocess.Popen[bytes]) -> psutil.Process | None:
     with suppress(psutil.NoSuchProcess):
-        return next((each for each in psutil.Process(dvc.pid).children() if each.name().startswith("python")), None)
+        # a shell may lie between
+        for each in psutil.Process(dvc.pid).children(recursive=True):
+            if each.name().startswith("python"):
+                return each
     return None
 
 
 def kill_both(dvc: subprocess.Popen[bytes]) -> None:
-    os.killpg(dvc.pid, signal.SIGKILL)
+    if dvc.poll() is None:
+        os.killpg(dvc.pid, signal.SIGKILL)
 
 
 def kill_dvc(dvc: subprocess.Popen[bytes]) -> None:
@@ -116,6 +120,7 @@ def test_dvc_repro(
             ) as dvc:
                 while dvc.poll() is None and not stage_of(dvc):
                     time.sleep(0.01)
+                assert dvc.poll() is None, f"dvc repro ended, stage {stage} not seen"
                 time.sleep(draw.uniform(0, 6) if number else 0)
                 kill(dvc)
             done = repeated.run("dvc", "repro", check=False)
