@@ -313,7 +313,7 @@ def predict_folder(
         raise UserError(f"{given} not found: give a folder, or a PNG, JPEG, IDX or .npy file")
     if not model_path.exists():
         raise UserError(f"{model_path} not found: `make run` makes it, --model names another one")
-    model = OnnxModel(model_path, threads=1)
+    model, mine = OnnxModel(model_path, threads=1), printable(str(given.resolve()))
     try:
         with locked(output / ".lock"):
             key, images, skipped = survey(given, model, batch_size)
@@ -321,23 +321,21 @@ def predict_folder(
                 raise UserError(f"{given} holds no images ({skipped:,} other files); read are PNG, JPEG, IDX and .npy")
             parts = output / f"parts-{key[:16]}"
             done, finished = output / "predictions.json", 0
-            if is_finished(done, key):
+            known = json.loads(done.read_text()) if done.exists() else {}
+            if (of := known.get("of", mine)) != mine:
+                raise UserError(f"{output} holds the predictions of {of}; --output names another folder")
+            if known.get("key") == key and all(done.with_suffix(suffix).exists() for suffix in (".parquet", ".csv")):
                 finished = images
             else:
                 finished = write_parts(given, parts, model, batch_size, lambda n: on_progress(n, images))
                 write_tables(parts, output)
-                write_json({"key": key, "model": model.sha256, "images": images, "skipped": skipped}, done)
+                write_json({"of": mine, "key": key, "model": model.sha256, "images": images, "skipped": skipped}, done)
                 for stale in output.glob("parts-*"):
                     remove(stale)
             on_progress(images, images)
     except BlockingIOError:
         raise UserError(f"another run is writing to {output}; --output names another folder") from None
     return summarize(output / "predictions.parquet", skipped, finished)
-
-
-def is_finished(path: Path, key: str) -> bool:
-    tables = (path.with_suffix(".parquet"), path.with_suffix(".csv"))
-    return path.exists() and all(table.exists() for table in tables) and json.loads(path.read_text())["key"] == key
 
 
 def write_parts(given: Path, parts: Path, model: OnnxModel, batch_size: int, on_rows: Callable[[int], object]) -> int:

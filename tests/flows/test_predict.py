@@ -143,3 +143,11 @@ def test_flow(folder: Path, tmp_path: Path, prefect_env: dict[str, str], client:
     assert found["predict-progress"] == 100.0
     assert "unsure among them" in str(found["predictions"])
     assert len(pl.read_parquet(tmp_path / "out/predictions.parquet")) == 200
+
+
+def test_another_folders_predictions_are_kept(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    first = predict(folder, output)
+    with pytest.raises(UserError, match=f"{output} holds the predictions of {folder}; --output names another"):
+        predict(folder / "a-idx3-ubyte", output)
+    assert pl.read_parquet(output / "predictions.parquet").equals(first)
