@@ -13,7 +13,7 @@ from stages.core.sums import FOLDER as SUMS
 from tests.faults.conftest import LONG, DataLostError, Faults
 from tests.faults.processes import STAGES, contents, run
 
-FLIPS = 10 if LONG else 2  # bits of a file, one at a time
+FLIPS = 4 if LONG else 2  # bits of a file, one at a time
 SEED = 5
 
 

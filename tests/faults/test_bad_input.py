@@ -36,14 +36,14 @@ MAX_MEMORY = 1 << 27  # for refusing a file
 
 settings.register_profile(
     "faults",
-    max_examples=5000 if LONG else 100,
+    max_examples=1000 if LONG else 100,
     deadline=None,
     derandomize=not LONG,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 fuzzed = settings(settings.get_profile("faults"))
-fuzzed_slowly = settings(fuzzed, max_examples=500 if LONG else 30)
+fuzzed_slowly = settings(fuzzed, max_examples=200 if LONG else 30)
 
 
 def places(content: Any, *above: str | int) -> Iterator[tuple[str | int, ...]]:

@@ -16,7 +16,7 @@ from tests.flows.conftest import prefect_env, project  # noqa: F401  # fixtures
 REPRO = ("dvc", "repro")
 FLOW = ("python", "-m", "flows.pipeline")
 STALE = list(STAGES) if LONG else list(STAGES)[-2:]
-ROUNDS = 10 if LONG else 1
+ROUNDS = 3 if LONG else 1
 RUNS_IN_A_ROW = 100 if LONG else 3
 # what a run says that gives way to another
 GIVEN_WAY = ("Unable to acquire lock", "is busy, it is being blocked by", "another DVC process is at work")

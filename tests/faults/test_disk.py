@@ -18,7 +18,7 @@ from tests.conftest import Clone
 from tests.faults.conftest import LONG, DataLostError, Faults, check_same
 from tests.faults.processes import OUTPUTS, STAGES, Ended, contents, run
 
-AMOUNTS = 20 if LONG else 2  # of space that is left
+AMOUNTS = 5 if LONG else 2  # of space that is left
 SEED = 5
 Contents = dict[str, str]
 NOBODY = 65534
@@ -142,7 +142,7 @@ def test_dvc_on_a_full_disk(faults: Faults, undisturbed: Clone, repeated: Clone,
     with disk(faults, "full disk under dvc repro", tmp_path / "disk") as mount:
         repeated.folder = repeated.folder.rename(tmp_path / "before")
         repeated.folder = copytree(tmp_path / "before", mount / "clone", symlinks=True)
-        for number in range(10 if LONG else 1):
+        for number in range(4 if LONG else 1):
             with faults.tried("full disk under dvc repro"):
                 # train and its way into the cache take twice the model, and the checkpoint as much
                 filler = fill(mount, draw.randrange(1 << 20) if number else 0)

@@ -20,7 +20,7 @@ from tests.faults.conftest import LONG, DataLostError, Faults, check_same
 from tests.faults.processes import STAGES, Running, contents, run
 
 KILLS = 50 if LONG else 2  # of each stage
-KILLED_RUNS = 20 if LONG else 1  # of `dvc repro`
+KILLED_RUNS = 10 if LONG else 1  # of `dvc repro`
 SEED = 5
 
 
