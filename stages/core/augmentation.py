@@ -1,6 +1,6 @@
 """Random changes of training images that leave their class as it is, for a whole batch at once on its device.
 
-Shape suffixes: N images, C planes, H x W pixels.
+Shape suffixes: N images, C planes, H x W = P pixels, B surfaces, K knots.
 """
 
 import torch
@@ -42,9 +42,26 @@ def augment(
     right_N, down_N = 2 * pixels() / width, 2 * pixels() / height
     row_x = torch.stack([cos_N, (cos_N * tan_N - sin_N) * (height / width), right_N], dim=1)
     row_y = torch.stack([sin_N * (width / height), sin_N * tan_N + cos_N, down_N], dim=1)
-    grid_NHW2 = F.affine_grid(torch.stack([row_x, row_y], dim=1), list(images_NCHW.shape), align_corners=False)
+    # a grid is a sum of surfaces, so that one product makes those of all images: much faster than image by image
+    weights_N2B = torch.stack([row_x, row_y], dim=1)
+    surfaces_BHW = affine_surfaces(height, width, device)
     if config.elastic:
-        knots = torch.randn((shares * count, 2, KNOTS, KNOTS), generator=generator, device=device)[mine]
-        bend_N2HW = F.interpolate(knots, (height, width), mode="bicubic", align_corners=True)
-        grid_NHW2 = grid_NHW2 + bend_N2HW.permute(0, 2, 3, 1) * (2 * config.elastic / max(height, width))
+        knots_N2K = torch.randn((shares * count, 2, KNOTS**2), generator=generator, device=device)[mine]
+        weights_N2B = torch.cat([weights_N2B, knots_N2K * (2 * config.elastic / max(height, width))], dim=2)
+        surfaces_BHW = torch.cat([surfaces_BHW, elastic_surfaces(height, width, device)])
+    grid_N2P = weights_N2B @ surfaces_BHW.flatten(1)
+    grid_NHW2 = grid_N2P.transpose(1, 2).view(-1, height, width, 2)
     return F.grid_sample(images_NCHW, grid_NHW2, padding_mode="border", align_corners=False)
+
+
+def affine_surfaces(height: int, width: int, device: torch.device) -> Tensor:
+    """x, y and 1 at each pixel's centre, float32 [3, H, W]; the image reaches from -1 to 1 each way."""
+    identity = torch.eye(2, 3, device=device)[None]
+    grid_HW2 = F.affine_grid(identity, [1, 1, height, width], align_corners=False)[0]
+    return torch.stack([grid_HW2[..., 0], grid_HW2[..., 1], torch.ones_like(grid_HW2[..., 0])])
+
+
+def elastic_surfaces(height: int, width: int, device: torch.device) -> Tensor:
+    """What each knot adds when it is moved by 1, bicubic, float32 [KNOTS**2, H, W]."""
+    unit_K1KK = torch.eye(KNOTS**2, device=device).view(-1, 1, KNOTS, KNOTS)
+    return F.interpolate(unit_K1KK, (height, width), mode="bicubic", align_corners=True)[:, 0]
