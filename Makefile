@@ -49,7 +49,7 @@ audit: .venv/installed ## Look up known vulnerabilities of the pinned packages
 
 .PHONY: bench
 bench: .venv/installed ## Measure it on this machine, side by side (2 hours on 2 cores), into benchmarks/*.md
-	@dvc repro normalize
+	@dvc repro
 	@for each in tutorial speed recipes inference flow predict serving; do python -m benchmarks.$$each || exit 1; done
 
 .PHONY: check

@@ -22,6 +22,7 @@ from benchmarks.report import PROJECT, conditions, table, write
 from stages.core import sums
 from stages.core.checkpoint import load_checkpoint
 from stages.core.params import PARAMS, load_params, override_params
+from stages.core.provenance import git_tree
 
 STAGES = ("train", "evaluate", "export", "parity")
 
@@ -29,7 +30,7 @@ STAGES = ("train", "evaluate", "export", "parity")
 def run_pipeline(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
     """Train, evaluate, export and prove `recipe` in `folder`."""
     override_params(folder / PARAMS, {"recipe": recipe, "seed": seed})
-    figures: dict[str, Any] = {"seed": seed}
+    figures: dict[str, Any] = {"seed": seed, "code": git_tree(folder / "stages").hex()}
     for stage in STAGES:
         started, output = time.perf_counter(), []
         command = [sys.executable, "-m", f"stages.{stage}"]
@@ -81,6 +82,8 @@ def main() -> None:
     arguments = parser.parse_args()
     kept = PROJECT / "benchmarks/recipes.json"
     results: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text()) if kept.exists() else {}
+    code = git_tree(PROJECT / "stages").hex()
+    results = {name: runs for name, runs in results.items() if runs[0].get("code") == code}  # else of other code
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shutil.copytree(PROJECT / "stages", folder / "stages")

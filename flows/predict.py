@@ -86,8 +86,6 @@ def main() -> None:
         "-b", "--batch-size", type=int, default=BATCH_SIZE, help=f"images answered together (default: {BATCH_SIZE})"
     )
     arguments = parser.parse_args()
-    if not 1 <= arguments.batch_size <= 65536:
-        parser.error(f"--batch-size {arguments.batch_size}: allowed are 1 to 65536")
     # polars has put its own handler here, after which a wait without a time limit is not interrupted any more
     signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
     columns = (TextColumn("predict"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -41,6 +41,7 @@ from stages.core.onnx_model import OnnxModel
 ONNX = Path("artifacts/onnx/model.onnx")
 METRICS = Path("artifacts/metrics")
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+CONNECTIONS = 64  # at once; others get 503: each may send a body as large as is allowed
 GRACE_S = 5  # for requests under way when the service ends
 
 REQUESTS = Counter("requests", "Requests by path and status", ["path", "status"])
@@ -283,10 +284,13 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         # without the port: of one too large it would keep 16 bits
         family, *_, (address, _, *scope) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
-        return socket.create_server((address, port, *scope), family=family)
+        listener = socket.create_server((address, port, *scope), family=family)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{host}, port {port}: {reason}; --port chooses another one, 0 any that is free") from None
+    # asyncio does that by itself only for sockets that name their protocol; else each answer waits for 40 ms
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def main() -> None:
@@ -309,6 +313,7 @@ def main() -> None:
             app,
             log_config=None,
             log_level="warning",
+            limit_concurrency=CONNECTIONS,
             access_log=False,  # a query may hold what is secret; /metrics counts
             server_header=False,
             headers=[("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer")],

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import pandera.polars as pa
@@ -30,6 +30,7 @@ from stages.core.onnx_model import OnnxModel
 
 PICTURES = (".png", ".jpg", ".jpeg")
 MAX_BYTES = 8 * MAX_PIXELS  # of a picture's file: PNG has at most 8 bytes a pixel
+MAX_BATCH = 65536
 CHUNKS = 64  # of them make a part, what a killed run loses at most
 CHUNK_PIXELS = 1 << 24  # of large images in an array fewer are read at once
 BROKEN = (OSError, EOFError, ValueError, zlib.error)  # what reading an array can raise
@@ -309,6 +310,8 @@ def predict_folder(
     given: Path, output: Path, model_path: Path, batch_size: int, on_progress: Callable[[int, int], object]
 ) -> Summary:
     """Write predictions.parquet and .csv to `output`; `on_progress` hears how many images are done, and of how many."""
+    if not 1 <= batch_size <= MAX_BATCH:
+        raise UserError(f"batch size {batch_size}: allowed are 1 to {MAX_BATCH:,}")
     if not given.exists():
         raise UserError(f"{given} not found: give a folder, or a PNG, JPEG, IDX or .npy file")
     if not model_path.exists():
@@ -321,7 +324,7 @@ def predict_folder(
                 raise UserError(f"{given} holds no images ({skipped:,} other files); read are PNG, JPEG, IDX and .npy")
             parts = output / f"parts-{key[:16]}"
             done, finished = output / "predictions.json", 0
-            known = json.loads(done.read_text()) if done.exists() else {}
+            known = read_known(done)
             if (of := known.get("of", mine)) != mine:
                 raise UserError(f"{output} holds the predictions of {of}; --output names another folder")
             if known.get("key") == key and all(done.with_suffix(suffix).exists() for suffix in (".parquet", ".csv")):
@@ -338,10 +341,22 @@ def predict_folder(
     return summarize(output / "predictions.parquet", skipped, finished)
 
 
+def read_known(path: Path) -> dict[str, Any]:
+    """What a finished run has noted; nothing, where that is damaged: then it is done again."""
+    try:
+        known = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
 def write_parts(given: Path, parts: Path, model: OnnxModel, batch_size: int, on_rows: Callable[[int], object]) -> int:
     """Write the parts that are not there yet; how many rows were."""
     there = sorted(parts.glob("*.parquet"))
-    rows = resumed = int(pl.scan_parquet(there).select(pl.len()).collect().item()) if there else 0
+    try:
+        rows = resumed = int(pl.scan_parquet(there).select(pl.len()).collect().item()) if there else 0
+    except pl.exceptions.PolarsError as error:
+        raise UserError(f"{parts} is damaged: {error}; remove it to begin anew") from None
     on_rows(rows)
     part = 1 + int(there[-1].stem) if there else 0
     tables: list[pl.DataFrame] = []

@@ -109,7 +109,8 @@ def main() -> None:
     overall, by_class = measure(logits_NK, labels_N)
     unsure, sure_errors = count_unsure(logits_NK, labels_N, manifest.unsure_below)
     overall |= {"unsure_below": manifest.unsure_below, "unsure_images": unsure, "sure_errors": sure_errors}
-    overall["made_from"] = made_from(manifest.data_sha256, manifest.settings.model_dump(), device)
+    provenance = made_from(manifest.data_sha256, manifest.settings.model_dump(), device)
+    overall["made_from"] = provenance | {"trained_on": manifest.trained_on}
     per_class = pl.DataFrame(
         {"class": manifest.classes, "images": torch.bincount(labels_N, minlength=num_classes).numpy(), **by_class}
     )

@@ -119,6 +119,7 @@ def main() -> None:
 
     accuracy = {"onnx": onnx_NK.argmax(1) == labels_N, "pytorch": pytorch_NK.argmax(1) == labels_N}
     evaluated_N = torch.from_numpy(evaluated["prediction"].to_numpy(writable=True))
+    provenance = made_from(manifest.data_sha256, manifest.settings.model_dump(), torch.device("cpu"))
     report = {
         "max_abs_diff": max(result.max_abs_diff for result in compared.values()),
         "label_agreement": 1 - max(result.different_labels + result.near_ties for result in on_test) / len(test),
@@ -128,7 +129,7 @@ def main() -> None:
         **{f"accuracy_{name}": hits_N.double().mean().item() for name, hits_N in accuracy.items()},
         "num_images": len(test),
         "max_abs_diff_by_input": {name: result.max_abs_diff for name, result in compared.items()},
-        "made_from": made_from(manifest.data_sha256, manifest.settings.model_dump(), torch.device("cpu")),
+        "made_from": provenance | {"trained_on": manifest.trained_on, "onnx": onnx_model.sha256},
     }
     write_json(report, METRICS)
     judge(report, knobs.max_abs_diff)

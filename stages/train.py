@@ -11,6 +11,7 @@ Fails when the loss is not finite, the device is missing or one of several proce
 Shape suffixes: N images of a batch, S steps, C planes, H x W pixels, K classes.
 """
 
+import hashlib
 import os
 import sqlite3
 import time
@@ -40,6 +41,7 @@ from stages.core.errors import UserError, reported
 from stages.core.inference import confidence_threshold, infer
 from stages.core.models import build_model
 from stages.core.optimization import l1_norm, loss_of, make_optimizer, make_schedule
+from stages.core.provenance import describe
 from stages.core.runtime import autocast_dtype, fits, group, joined, launch, pick_device, place
 from stages.core.sums import digest, record, verify
 from stages.core.timing import timed
@@ -86,6 +88,14 @@ def start_training(recipe: params.Recipe, model: nn.Module, train_images: int) -
 def count_steps(recipe: params.Recipe, train_images: int) -> int:
     """Full batches in an epoch: what is left over is another's turn in the next epoch."""
     return train_images // min(recipe.batch_size, train_images)
+
+
+def share_of_batch(recipe: params.Recipe, train_images: int, processes: int) -> int:
+    """Images of each batch for each process; `UserError` where they are not as many for all."""
+    batch = min(recipe.batch_size, train_images)
+    if batch % processes:
+        raise UserError(f"{processes} processes cannot share batches of {batch} images: none must be left over")
+    return batch // processes
 
 
 def batches(data: TensorDict, order_SN: Tensor, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
@@ -148,6 +158,11 @@ def assess(
     return loss_total / len(data), correct_total / len(data)
 
 
+def random_stream(*name: object) -> int:
+    """The seed of the random stream of this name: of a larger one, torch's generator on a CPU takes 32 bits alone."""
+    return int.from_bytes(hashlib.sha256(repr(name).encode()).digest()[:4])
+
+
 def fit(
     training: Training,
     recipe: params.Recipe,
@@ -171,14 +186,13 @@ def fit(
     network = DistributedDataParallel(training.model) if processes > 1 else training.model
     if compile_mode != "off":
         network = torch.compile(network, mode=compile_mode)  # type: ignore[assignment]  # it is called alike
-    steps, per_process = count_steps(recipe, len(train)), min(recipe.batch_size, len(train)) // processes
+    steps, per_process = count_steps(recipe, len(train)), share_of_batch(recipe, len(train), processes)
 
     for epoch in range(first_epoch, recipe.epochs + 1):
         order_generator, noise = (torch.Generator(place) for place in ("cpu", device))
-        stream = (seed << 20) + epoch
-        order_generator.manual_seed(stream)
-        noise.manual_seed(stream + (1 << 53))
-        torch.manual_seed(stream + ((2 + rank) << 53))  # for dropout
+        order_generator.manual_seed(random_stream("order", seed, epoch))
+        noise.manual_seed(random_stream("augmentation", seed, epoch))
+        torch.manual_seed(random_stream("dropout", seed, epoch, rank))
         order_SN = torch.randperm(len(train), generator=order_generator)[: steps * per_process * processes]
         mine_SN = order_SN.view(steps, processes, per_process)[:, rank]
         network.train()
@@ -186,8 +200,10 @@ def fit(
         # summed on the device: asking for a number at every step would wait for every step
         loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
         for images_NCHW, labels_N in batches(train, mine_SN, device):
+            # outside of autocast: bfloat16 is too coarse for places in an image
+            augmented_NCHW = augment(images_NCHW, recipe.augmentation, noise, rank, processes)
             with autocast:
-                logits_NK = network(augment(images_NCHW, recipe.augmentation, noise, rank, processes))
+                logits_NK = network(augmented_NCHW)
             loss = loss_of(logits_NK.float(), labels_N, recipe.loss)
             loss_sum += loss.detach() * per_process
             correct += (logits_NK.detach().argmax(1) == labels_N).sum()
@@ -358,7 +374,9 @@ def save(
     best, image_shape = best_of(rows), cast("tuple[int, int, int]", tuple(validation["image"].shape[1:]))
     model = build_model(knobs.chosen_recipe.model, image_shape, len(knobs.chosen_dataset.classes))
     model.load_state_dict(weights)
-    logits_NK = infer(model, validation, pick_device(knobs.device), ASSESSED)
+    device, (_, processes) = pick_device(knobs.device), group()
+    logits_NK = infer(model, validation, device, ASSESSED)
+    dtype = str(autocast_dtype(knobs.chosen_recipe.precision, device)).removeprefix("torch.")
     manifest = Manifest(
         format=1,
         recipe=knobs.recipe,
@@ -369,6 +387,7 @@ def save(
         mean=knobs.normalize.mean,
         std=knobs.normalize.std,
         data_sha256=data_sha256,
+        trained_on=f"{processes} x {describe(device)}, {dtype}, torch {torch.__version__}",
         epoch=int(best["epoch"]),
         unsure_below=confidence_threshold(logits_NK, validation["label"], knobs.train.sure_accuracy),
     )

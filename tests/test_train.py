@@ -21,7 +21,7 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from stages import download, normalize, train
-from stages.core import params, resume, schemas
+from stages.core import augmentation, params, resume, schemas
 from stages.core.artifacts import read_table, read_tensors, validate
 from stages.core.checkpoint import load_checkpoint
 from stages.core.datasets import normalize_pixels
@@ -161,6 +161,38 @@ def test_same_seed_same_weights(model: dict[str, Any]) -> None:
     first, again, other = (weights_of(run_fit(recipe, seed)[1]) for seed in (1, 1, 2))
     assert same_weights(first, again)
     assert not same_weights(first, other)
+
+
+def test_random_streams_have_nothing_in_common() -> None:
+    runs = [(seed, epoch) for seed in (1, 4097) for epoch in (1, 2)]
+    names: list[tuple[object, ...]] = [(use, *run) for use in ("order", "augmentation") for run in runs]
+    names += [("dropout", *run, rank) for run in runs for rank in (0, 1)]
+    generators = (torch.Generator().manual_seed(train.random_stream(*name)) for name in names)
+    assert len({tuple(torch.rand(2, generator=generator).tolist()) for generator in generators}) == len(names)
+
+
+def test_augmentation_is_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shift by whole pixels keeps them as they are."""
+    seen = []
+
+    def augment(images_NCHW: Tensor, *arguments: Any) -> Tensor:
+        moved_NCHW = augmentation.augment(images_NCHW, *arguments)
+        seen.append(torch.isin(moved_NCHW, images_NCHW).all())
+        return moved_NCHW
+
+    monkeypatch.setattr(train, "augment", augment)
+    run_fit(make_recipe(CONVNET, precision="bfloat16", augmentation=OFF | {"shift": 2}))
+    assert seen
+    assert all(seen)
+
+
+def test_processes_share_a_batch_equally() -> None:
+    recipe = make_recipe(MLP, batch_size=20)
+    assert train.share_of_batch(recipe, 50, 4) == 5
+    with pytest.raises(UserError, match="3 processes cannot share batches of 20 images"):
+        train.share_of_batch(recipe, 50, 3)
+    with pytest.raises(UserError, match="4 processes cannot share batches of 10 images"):
+        train.share_of_batch(recipe, 10, 4)
 
 
 def test_history_of_a_fit() -> None:

@@ -25,6 +25,7 @@ class Manifest(Section):
     mean: float  # pixel x in 0..255 enters as (x / 255 - mean) / std
     std: float
     data_sha256: Sha256  # of the tensors and their summary, as stage normalize wrote them
+    trained_on: str  # processes, device, precision and version of torch
     epoch: int  # the epoch that did best on the validation split
     unsure_below: Share  # a confidence, chosen on the validation split
 

@@ -30,6 +30,7 @@ def make_manifest(settings: Recipe, recipe: str = "convnet") -> Manifest:
         mean=0.25,
         std=0.5,
         data_sha256="0" * 64,
+        trained_on="1 x a processor, float32",
         epoch=3,
         unsure_below=0.75,
     )

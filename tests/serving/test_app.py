@@ -24,6 +24,7 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image, ImageDraw
 
+from serving import app
 from stages.core.onnx_model import OnnxModel
 from tests.conftest import PROJECT, Clone
 from tests.serving.conftest import DIGITS, Service, altered, serving, set_metadata, start, wait_for
@@ -418,3 +419,10 @@ def test_what_openapi_says_holds(service: Service, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout
     assert "No issues found" in done.stdout
+
+
+def test_answers_are_sent_at_once() -> None:
+    with app.listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
