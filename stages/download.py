@@ -30,12 +30,13 @@ from aiohttp import ClientError, ClientResponseError, ClientSSLError, ClientTime
 from fsspec.implementations.http import HTTPFileSystem
 from rich.progress import Progress
 
-from stages.core.artifacts import alone, replacing, validate
+from stages.core.artifacts import alone, replacing
 from stages.core.datasets import FILES, RAW, read_raw, write_idx
 from stages.core.errors import TemporaryError, UserError, redacted, reported
 from stages.core.params import Dataset, PipSource, Sha256Sums, Source, TorchvisionSource, UrlSource, load_params
 from stages.core.schemas import raw
 from stages.core.sums import record, sha256
+from stages.core.tensors import validate_tensors
 from stages.core.timing import timed
 
 CONNECT_S = 10
@@ -240,7 +241,7 @@ def main() -> None:
         folder.mkdir()
         source = download(dataset, folder)
         for split in ("train", "test"):
-            validate(read_raw(folder, split), raw(len(dataset.classes)), target)
+            validate_tensors(read_raw(folder, split), raw(len(dataset.classes)), target)
     record("download", target)
     print(f"download: {params.dataset} from {source}, 4 files with the right sha256 in {target}")
 

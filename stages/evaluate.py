@@ -26,7 +26,7 @@ from torchmetrics.classification import (
 )
 
 from stages.core import schemas
-from stages.core.artifacts import alone, read_tensors, write_json, write_table
+from stages.core.artifacts import alone, write_json, write_table
 from stages.core.checkpoint import load_checkpoint
 from stages.core.errors import UserError, reported
 from stages.core.inference import count_unsure, infer
@@ -34,6 +34,7 @@ from stages.core.params import load_params
 from stages.core.provenance import made_from
 from stages.core.runtime import pick_device
 from stages.core.sums import digest, record, verify
+from stages.core.tensors import read_tensors
 from stages.core.timing import timed
 
 MODEL = Path("artifacts/model/model.pt")

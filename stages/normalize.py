@@ -16,12 +16,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from stages.core import schemas
-from stages.core.artifacts import alone, replacing, validate, write_json, write_table, write_tensors
+from stages.core.artifacts import alone, replacing, validate, write_json, write_table
 from stages.core.datasets import RAW, normalize_pixels, read_raw
 from stages.core.errors import UserError, reported
 from stages.core.params import load_params
 from stages.core.provenance import made_from
 from stages.core.sums import digest, record, verify
+from stages.core.tensors import validate_tensors, write_tensors
 from stages.core.timing import timed
 
 NORMALIZED = Path("artifacts/normalized")
@@ -90,7 +91,7 @@ def main() -> None:
     verify("download", folder)
     train, test = (read_raw(folder, split) for split in ("train", "test"))
     for data in (train, test):
-        validate(data, schemas.raw(num_classes), folder)
+        validate_tensors(data, schemas.raw(num_classes), folder)
     ours, theirs = (tuple(data["image"].shape[1:]) for data in (train, test))
     if ours != theirs:
         raise UserError(f"{folder} has training images of shape {ours}, test images of shape {theirs}")

@@ -19,7 +19,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from stages.core import schemas
-from stages.core.artifacts import alone, read_table, read_tensors, validate, write_json
+from stages.core.artifacts import alone, read_table, write_json
 from stages.core.checkpoint import load_checkpoint
 from stages.core.datasets import RAW, normalize_pixels, read_raw
 from stages.core.errors import UserError, reported
@@ -27,6 +27,7 @@ from stages.core.onnx_model import OnnxModel
 from stages.core.params import load_params
 from stages.core.provenance import made_from
 from stages.core.sums import record, verify
+from stages.core.tensors import read_tensors, validate_tensors
 from stages.core.timing import timed
 
 ONNX = Path("artifacts/onnx/model.onnx")
@@ -100,7 +101,7 @@ def main() -> None:
     num_classes = len(manifest.classes)
     check_signature(onnx_model, manifest.image_shape, num_classes)
     raw = read_raw(folder, "test")
-    validate(raw, schemas.raw(num_classes), folder)
+    validate_tensors(raw, schemas.raw(num_classes), folder)
     test = read_tensors(TEST, schemas.normalized(num_classes, manifest.mean, manifest.std))
     if raw["image"].shape != test["image"].shape:
         raise UserError(f"{folder} has test images {[*raw['image'].shape]}, {TEST} has {[*test['image'].shape]}")

@@ -32,13 +32,14 @@ from PIL import Image
 from tensordict import TensorDict
 
 from stages.core import charts, schemas
-from stages.core.artifacts import alone, read_table, replacing, validate
+from stages.core.artifacts import alone, read_table, replacing
 from stages.core.checkpoint import Manifest, load_checkpoint
 from stages.core.datasets import RAW, read_raw
 from stages.core.errors import UserError, reported
 from stages.core.onnx_model import OnnxModel
 from stages.core.params import Params, load_params
 from stages.core.sums import record, verify
+from stages.core.tensors import validate_tensors
 from stages.core.timing import read_time, timed
 
 SUMMARY = Path("artifacts/normalized/summary.parquet")
@@ -308,7 +309,7 @@ def read_run(params: Params) -> Run:
     num_classes = len(manifest.classes)
     train, test = (read_raw(folder, split) for split in ("train", "test"))
     for data in (train, test):
-        validate(data, schemas.raw(num_classes), folder)
+        validate_tensors(data, schemas.raw(num_classes), folder)
     return Run(
         params=params,
         manifest=manifest,

@@ -34,7 +34,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from stages.core import params, resume, schemas
-from stages.core.artifacts import alone, read_tensors, validate, write_table
+from stages.core.artifacts import alone, validate, write_table
 from stages.core.augmentation import augment
 from stages.core.checkpoint import Manifest, save_checkpoint
 from stages.core.errors import UserError, reported
@@ -44,6 +44,7 @@ from stages.core.optimization import l1_norm, loss_of, make_optimizer, make_sche
 from stages.core.provenance import describe
 from stages.core.runtime import autocast_dtype, fits, group, joined, launch, pick_device, place
 from stages.core.sums import digest, record, verify
+from stages.core.tensors import read_tensors
 from stages.core.timing import timed
 
 NORMALIZED = Path("artifacts/normalized")

@@ -11,10 +11,11 @@ import torch
 
 from stages import download, evaluate, normalize, train
 from stages.core import schemas, sums
-from stages.core.artifacts import read_table, read_tensors, write_tensors
+from stages.core.artifacts import read_table
 from stages.core.checkpoint import build, load_checkpoint, save_checkpoint
 from stages.core.errors import UserError
 from stages.core.inference import infer
+from stages.core.tensors import read_tensors, write_tensors
 from tests.conftest import tiny_params, write_params
 
 # the predicted class has probability 1/2, the two others 1/4 each

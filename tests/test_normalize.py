@@ -11,11 +11,12 @@ import torch
 from tensordict import TensorDict
 
 from stages import normalize
-from stages.core.artifacts import read_table, read_tensors
+from stages.core.artifacts import read_table
 from stages.core.datasets import FILES, normalize_pixels, write_idx
 from stages.core.errors import UserError
 from stages.core.schemas import SPLITS, normalized, summary
 from stages.core.sums import record
+from stages.core.tensors import read_tensors
 from stages.normalize import METRICS, NORMALIZED, stratified_split
 from tests.conftest import make_images, write_params
 

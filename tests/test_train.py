@@ -22,12 +22,13 @@ from torch import Tensor, nn
 
 from stages import download, normalize, train
 from stages.core import augmentation, params, resume, schemas
-from stages.core.artifacts import read_table, read_tensors, validate
+from stages.core.artifacts import read_table, validate
 from stages.core.checkpoint import load_checkpoint
 from stages.core.datasets import normalize_pixels
 from stages.core.errors import UserError
 from stages.core.models import build_model, mlp
 from stages.core.optimization import l1_norm
+from stages.core.tensors import read_tensors
 from tests.conftest import PROJECT, Clone, make_images, write_params
 from tests.core.test_models import DENSENET, GRU, LSTM, RESNET, TRANSFORMER, VGG_
 from tests.core.test_models import WAVENET as SHORT_WAVENET

@@ -1,4 +1,7 @@
-"""Files between two stages: validated when written and when read, and whole or not there at all."""
+"""Files between two stages: validated when written and when read, and whole or not there at all.
+
+Tensors are in stages/core/tensors.py: what needs none of them, as the service does, does not import torch.
+"""
 
 import fcntl
 import io
@@ -7,16 +10,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import polars as pl
-import torch
-from pandera.errors import SchemaError, SchemaErrors
+from pandera.errors import SchemaErrors
 from pandera.polars import DataFrameSchema
-from pandera.tensordict import TensorDictSchema
-from tensordict import TensorDict
 
 from stages.core.errors import UserError
 
@@ -71,18 +70,15 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def validate(data: Any, schema: DataFrameSchema | TensorDictSchema, path: Path) -> None:
+def validate(table: pl.DataFrame, schema: DataFrameSchema, path: Path) -> None:
     """Raise `UserError` with `path`, the column, the rule and the first failing rows of every violation."""
-    tabular = isinstance(schema, DataFrameSchema)
     try:
-        # tensors in place, for pandera would copy them first
-        schema.validate(data, lazy=True, inplace=not tabular)
+        schema.validate(table, lazy=True)
     except SchemaErrors as errors:
-        explain = explain_tables if tabular else explain_tensors
         raise UserError("\n".join([f"{path} violates its schema:", *explain(errors)])) from None
 
 
-def explain_tables(errors: SchemaErrors) -> list[str]:
+def explain(errors: SchemaErrors) -> list[str]:
     lines = []
     cases: pl.DataFrame = errors.failure_cases
     for (column, check), rows in cases.group_by("column", "check", maintain_order=True):
@@ -94,64 +90,6 @@ def explain_tables(errors: SchemaErrors) -> list[str]:
         ]
         lines.append(f"  {where}: {check} ({len(rows)} failing; {', '.join(found)})")
     return lines
-
-
-def explain_tensors(errors: SchemaErrors) -> list[str]:
-    lines = []
-    for error in errors.schema_errors:
-        assert isinstance(error, SchemaError)
-        cases = error.failure_cases
-        if isinstance(cases, dict) and "index" in cases:
-            rows = cases["index"][:SHOWN]
-            # an image does not fit into a message; its row finds it
-            values = [str(value) for value in cases["failure_case"][:SHOWN]]
-            found = f", found {', '.join(values)}" if all(len(value) < 20 for value in values) else ""
-            rule = getattr(error.check, "error", None) or error.check
-            lines.append(f"  column '{error.column_name}': {rule} (failing rows {', '.join(map(str, rows))}{found})")
-        else:
-            lines.append(f"  {error}")
-    return lines
-
-
-def write_tensors(data: TensorDict, path: Path, schema: TensorDictSchema) -> None:
-    """Save as a folder of memory maps."""
-    validate(data, schema, path)
-    with replacing(path) as partial:
-        partial.mkdir()
-        for name, tensor in data.items():
-            assert isinstance(tensor, torch.Tensor)
-            reserve(partial / f"{name}.memmap", tensor.nbytes)
-        data.memmap(str(partial))
-
-
-def reserve(path: Path, size: int) -> None:
-    """A file of so many bytes that has its place on the disk: on a full one, a memory map kills who writes to it."""
-    with path.open("wb") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
-
-
-def read_tensors(path: Path, schema: TensorDictSchema) -> TensorDict:
-    """Memory-mapped: pages are read when they are touched."""
-    try:
-        check_sizes(path)
-        data = TensorDict.load_memmap(str(path), allow_pickle=False)
-    except (ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    validate(data, schema, path)
-    assert isinstance(data, TensorDict)
-    return data
-
-
-def check_sizes(path: Path) -> None:
-    """Raise `ValueError` where a memory map has not the size that meta.json says: it would be filled up with zeros."""
-    for name, entry in json.loads((path / "meta.json").read_text()).items():
-        if isinstance(entry, dict) and "dtype" in entry:
-            size = prod(entry["shape"]) * getattr(torch, entry["dtype"].removeprefix("torch.")).itemsize
-            file = path / f"{name}.memmap"
-            found = file.stat().st_size if file.exists() else 0
-            if found != size:
-                raise ValueError(f"{file.name} has {found} bytes, not {size}")
 
 
 def write_table(table: pl.DataFrame, path: Path, schema: DataFrameSchema) -> None:

@@ -12,9 +12,10 @@ from pandera.tensordict import TensorDictSchema
 from tensordict import TensorDict
 
 from stages.core import schemas
-from stages.core.artifacts import read_table, read_tensors, validate, write_table, write_tensors
+from stages.core.artifacts import read_table, validate, write_table
 from stages.core.datasets import normalize_pixels
 from stages.core.errors import UserError
+from stages.core.tensors import read_tensors, validate_tensors, write_tensors
 
 F32 = pl.Float32
 TABLES: dict[str, tuple[DataFrameSchema, pl.DataFrame]] = {
@@ -356,7 +357,7 @@ def test_tensors_without_batch_size(tmp_path: Path, data: TensorDict, schema: Te
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.1307, 0.3081), (1.0, 0.001), (0.5, 100.0)])
 def test_every_normalized_byte_is_in_range(tmp_path: Path, mean: float, std: float) -> None:
     images = normalize_pixels(torch.arange(256, dtype=torch.uint8).reshape(8, 1, 4, 8), mean, std)
-    validate(normal(image=images), schemas.normalized(10, mean, std), tmp_path)
+    validate_tensors(normal(image=images), schemas.normalized(10, mean, std), tmp_path)
 
 
 def test_tensors_damaged(tmp_path: Path) -> None:

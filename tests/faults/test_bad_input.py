@@ -20,12 +20,12 @@ from ruamel.yaml import YAML
 
 from stages import download, normalize
 from stages.core import params
-from stages.core.artifacts import read_tensors
 from stages.core.datasets import FILES, read_idx, write_idx
 from stages.core.errors import UserError
 from stages.core.models import build_model
 from stages.core.params import Params, load_params, override_params, parse_params
 from stages.core.schemas import SPLITS, normalized
+from stages.core.tensors import read_tensors
 from tests.conftest import PROJECT, tiny_params, write_params
 from tests.faults.conftest import LONG, Faults
 

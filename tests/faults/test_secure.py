@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tensordict import NonTensorData, TensorDict
 
-from stages.core.artifacts import read_tensors
 from stages.core.errors import UserError, redacted
 from stages.core.onnx_model import OnnxModel
 from stages.core.params import load_params
 from stages.core.schemas import normalized
+from stages.core.tensors import read_tensors
 from tests.conftest import PROJECT, Clone, write_params
 from tests.core.test_onnx_model import ours
 from tests.faults.conftest import Faults
