@@ -173,18 +173,17 @@ def test_random_streams_have_nothing_in_common() -> None:
 
 
 def test_augmentation_is_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shift by whole pixels keeps them as they are."""
-    seen = []
+    """In bfloat16 the places in an image would be wrong by parts of a pixel."""
+    precise = []
 
-    def augment(images_NCHW: Tensor, *arguments: Any) -> Tensor:
-        moved_NCHW = augmentation.augment(images_NCHW, *arguments)
-        seen.append(torch.isin(moved_NCHW, images_NCHW).all())
-        return moved_NCHW
+    def augment(*arguments: Any) -> Tensor:
+        precise.append(not torch.is_autocast_enabled("cpu"))
+        return augmentation.augment(*arguments)
 
     monkeypatch.setattr(train, "augment", augment)
     run_fit(make_recipe(CONVNET, precision="bfloat16", augmentation=OFF | {"shift": 2}))
-    assert seen
-    assert all(seen)
+    assert precise
+    assert all(precise)
 
 
 def test_processes_share_a_batch_equally() -> None:
@@ -261,7 +260,7 @@ def overfit(**settings: Any) -> tuple[list[dict[str, float]], train.Training]:
 def test_l1_makes_the_weights_small() -> None:
     (plain_rows, plain), (rows, small) = overfit(), overfit(regularization=NONE | {"l1": 0.001})
     assert l1_norm(small.model) < 0.7 * l1_norm(plain.model)
-    assert rows[-1]["train_accuracy"] < plain_rows[-1]["train_accuracy"]
+    assert rows[-1]["train_loss"] > plain_rows[-1]["train_loss"]
 
 
 def test_l2_makes_the_weights_small() -> None:

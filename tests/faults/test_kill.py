@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 from subprocess import DEVNULL
 
@@ -54,19 +55,25 @@ def test_a_stage(faults: Faults, copied: Path, stage: str) -> None:
     began = time.monotonic()
     assert run(copied, stage).status == 0
     took = time.monotonic() - began
-    for number in range(KILLS):
+    killed = 0
+    for number in count():
+        if killed == KILLS:
+            break
+        for output in outputs if number % 2 else []:
+            remove(copied / output)
+        running = Running(copied, stage)
+        if (number + number // 2) % 2 == 0:
+            running.process.join(draw.uniform(0, took))
+        else:
+            there = started_outputs(copied, stage)
+            writes = draw.randint(there + 1, max(there + 1, 2 * len(outputs)))
+            while running.process.is_alive() and started_outputs(copied, stage) < writes:
+                time.sleep(0)
+        running.kill()
+        if running.process.exitcode != -signal.SIGKILL:
+            continue  # it has ended before
+        killed += 1
         with faults.tried(f"kill -9 of stage {stage}"):
-            for output in outputs if number % 2 else []:
-                remove(copied / output)
-            running = Running(copied, stage)
-            if (number + number // 2) % 2 == 0:
-                running.process.join(draw.uniform(0, took))
-            else:
-                there = started_outputs(copied, stage)
-                writes = draw.randint(there + 1, max(there + 1, 2 * len(outputs)))
-                while running.process.is_alive() and started_outputs(copied, stage) < writes:
-                    time.sleep(0)
-            running.kill()
             check_whole(copied, stage, undisturbed)
             again = run(copied, stage)
             assert again.status == 0, again.output
@@ -84,46 +91,50 @@ def stage_of(dvc: subprocess.Popen[bytes]) -> psutil.Process | None:
     return None
 
 
-def kill_both(dvc: subprocess.Popen[bytes]) -> None:
-    if dvc.poll() is None:
-        os.killpg(dvc.pid, signal.SIGKILL)
+def kill_both(dvc: subprocess.Popen[bytes], stage: psutil.Process) -> None:
+    os.killpg(dvc.pid, signal.SIGKILL)
 
 
-def kill_dvc(dvc: subprocess.Popen[bytes]) -> None:
+def kill_dvc(dvc: subprocess.Popen[bytes], stage: psutil.Process) -> None:
     """Its stage stays behind."""
     dvc.kill()
 
 
-def kill_stage(dvc: subprocess.Popen[bytes]) -> None:
-    if stage := stage_of(dvc):
-        with suppress(psutil.NoSuchProcess):
-            stage.kill()
+def kill_stage(dvc: subprocess.Popen[bytes], stage: psutil.Process) -> None:
+    stage.kill()
 
 
 @pytest.mark.parametrize("kill", [kill_both, kill_dvc, kill_stage])
 def test_dvc_repro(
-    faults: Faults, undisturbed: Clone, repeated: Clone, kill: Callable[[subprocess.Popen[bytes]], None]
+    faults: Faults, undisturbed: Clone, repeated: Clone, kill: Callable[[subprocess.Popen[bytes], psutil.Process], None]
 ) -> None:
     """`dvc repro` alone mends it."""
     draw, names = random.Random(f"{SEED} {kill.__name__}"), list(STAGES)
-    for number in range(KILLED_RUNS):
+    killed = 0
+    while killed < KILLED_RUNS:
+        stage, running = draw.choice(names), None
+        command = ["dvc", "repro", "--force", "--single-item", stage]
+        with subprocess.Popen(
+            command,
+            cwd=repeated.folder,
+            env=repeated.environment({}),
+            stdout=DEVNULL,
+            stderr=DEVNULL,
+            start_new_session=True,
+        ) as dvc:
+            while dvc.poll() is None and not (running := stage_of(dvc)):
+                time.sleep(0.01)
+            assert running, f"dvc repro ended, stage {stage} not seen"
+            with suppress(psutil.TimeoutExpired):
+                running.wait(draw.uniform(0, 3) if killed else 0)
+            alive = running.is_running() if kill is kill_stage else dvc.poll() is None
+            if alive:
+                kill(dvc, running)
+        if not alive:
+            continue
+        killed += 1
         with faults.tried(f"kill -9 of dvc repro: {kill.__name__.replace('_', ' ')}"):
-            stage = draw.choice(names)
-            command = ["dvc", "repro", "--force", "--single-item", stage]
-            with subprocess.Popen(
-                command,
-                cwd=repeated.folder,
-                env=repeated.environment({}),
-                stdout=DEVNULL,
-                stderr=DEVNULL,
-                start_new_session=True,
-            ) as dvc:
-                while dvc.poll() is None and not stage_of(dvc):
-                    time.sleep(0.01)
-                assert dvc.poll() is None, f"dvc repro ended, stage {stage} not seen"
-                time.sleep(draw.uniform(0, 6) if number else 0)
-                kill(dvc)
             done = repeated.run("dvc", "repro", check=False)
             assert done.returncode == 0, done.stdout
             check_same(repeated, undisturbed)
-            shutil.rmtree(repeated.folder / ".dvc/cache/runs", ignore_errors=True)
+        shutil.rmtree(repeated.folder / ".dvc/cache/runs", ignore_errors=True)
