@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,10 +19,12 @@ PROJECT = Path(__file__).parent.parent
 
 
 def conditions(*packages: str) -> str:
-    """The machine and the versions in one line."""
+    """The machine, the versions and the revision in one line."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    revision = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, text=True).strip()
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{os.cpu_count()} cores ({processor()}){gpu}, Python {platform.python_version()}, {versions}."
+    machine = f"{os.cpu_count()} cores ({processor()}){gpu}"
+    return f"{machine}, Python {platform.python_version()}, {versions}; revision {revision}."
 
 
 def spread(values: Sequence[float], digits: int = 1, unit: str = "") -> str:
