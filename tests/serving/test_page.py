@@ -97,6 +97,14 @@ def test_digits_drawn_with_the_mouse(browser: Browser, service: Service) -> None
     assert [url for url in requests if not url.startswith((f"{service.url}/", "data:"))] == []
 
 
+def test_a_browser_that_tells_of_each_move_alone(browser: Browser, service: Service) -> None:
+    page, complaints, _ = visit(browser, service.url)
+    page.evaluate("delete PointerEvent.prototype.getCoalescedEvents")
+    draw(page, DIGITS["1"])
+    expect(page.locator("#label")).to_have_text("1")
+    assert complaints == []
+
+
 def test_what_the_model_is_given_is_shown(browser: Browser, service: Service) -> None:
     page = visit(browser, service.url).page
     pixels = "given.getContext('2d').getImageData(0, 0, 28, 28).data"
