@@ -65,7 +65,7 @@ format: .venv/installed ## Put the code into its format
 
 .PHONY: lock
 lock: .venv/installed ## Pin the newest versions that pyproject.toml admits
-	uv pip compile --upgrade --universal --generate-hashes --no-emit-index-url --no-header --quiet \
+	uv pip compile --upgrade --universal --generate-hashes --no-header --quiet \
 		--group dev pyproject.toml --output-file requirements.lock
 
 # uv, itself from the lock file, installs five times as fast as pip, which knows more ways to an index (pip.conf)

@@ -5,7 +5,6 @@ images; and on a folder of them as PNG files, against decoding and fitting those
 """
 
 import os
-import struct
 import subprocess
 import sys
 import tempfile
@@ -15,14 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import psutil
-from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.report import PROJECT, conditions, table, write
 from serving.images import decode, fit
-from stages.core.datasets import RAW, read_raw
+from stages.core.datasets import RAW, read_raw, write_idx
 
 COUNTS = (10_000, 100_000, 1_000_000)
 PNGS = 10_000
@@ -42,14 +39,6 @@ def predict(given: Path, output: Path) -> tuple[float, int]:
     return time.perf_counter() - started, peak
 
 
-def write_repeated(images_NHW: NDArray[np.uint8], count: int, path: Path) -> None:
-    """Piece by piece, whatever the count."""
-    with path.open("wb") as file:
-        file.write(struct.pack(">4I", 0x803, count, *images_NHW.shape[1:]))
-        for start in range(0, count, len(images_NHW)):
-            file.write(images_NHW[: count - start].tobytes())
-
-
 def decode_only(folder: Path) -> float:
     """Seconds to decode and fit every PNG."""
     started = time.perf_counter()
@@ -62,7 +51,7 @@ def main() -> None:
     parser = ArgumentParser("python -m benchmarks.predict", description=__doc__)
     parser.add_argument("--counts", type=int, nargs="*", default=COUNTS, help=f"images in the IDX files: {COUNTS}")
     counts = parser.parse_args().counts
-    images_NHW = read_raw(PROJECT / RAW / "mnist", "test")["image"][:, 0].numpy()
+    images_NHW = read_raw(PROJECT / RAW / "mnist", "test")["image"][:, 0]
     rows, results = [], []
 
     def add(what: str, count: int, seconds: float, peak: int | None) -> None:
@@ -74,10 +63,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for count in counts:
-            write_repeated(images_NHW, count, folder / f"{count}-idx3-ubyte")
+            repeated = images_NHW.repeat((-(-count // len(images_NHW)), 1, 1))[:count]
+            write_idx(folder / f"{count}-idx3-ubyte", repeated)
             add("IDX", count, *predict(folder / f"{count}-idx3-ubyte", folder / f"out-{count}"))
         (folder / "png").mkdir()
-        for number, image_HW in enumerate(images_NHW[:PNGS]):
+        for number, image_HW in enumerate(images_NHW[:PNGS].numpy()):
             Image.fromarray(image_HW).save(folder / "png" / f"{number:05}.png")
         add("PNG", PNGS, *predict(folder / "png", folder / "out-png"))
         add("PNG, decoded and fitted only", PNGS, decode_only(folder / "png"), None)

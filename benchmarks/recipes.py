@@ -30,7 +30,7 @@ STAGES = ("train", "evaluate", "export", "parity")
 def run_pipeline(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
     """Train, evaluate, export and prove `recipe` in `folder`."""
     override_params(folder / PARAMS, {"recipe": recipe, "seed": seed})
-    figures: dict[str, Any] = {"seed": seed, "code": git_tree(folder / "stages").hex()}
+    figures: dict[str, Any] = {"seed": seed}
     for stage in STAGES:
         started, output = time.perf_counter(), []
         command = [sys.executable, "-m", f"stages.{stage}"]
@@ -94,7 +94,7 @@ def main() -> None:
         shutil.copytree(PROJECT / sums.FOLDER, folder / sums.FOLDER)
         for recipe in arguments.recipes:
             seeds = arguments.accurate_seeds if recipe in ("accurate", "mlp") else arguments.seeds
-            results[recipe] = [run_pipeline(folder, recipe, seed) for seed in range(1, seeds + 1)]
+            results[recipe] = [{"code": code} | run_pipeline(folder, recipe, seed) for seed in range(1, seeds + 1)]
             report({name: results[name] for name in known if name in results})
 
 

@@ -18,11 +18,10 @@ from urllib.parse import urlsplit
 import psutil
 from PIL import Image
 
+from benchmarks.recipes import latency
 from benchmarks.report import PROJECT, conditions, spread, table, write
 from serving.app import ONNX
-from serving.live_model import THREADS
 from stages.core.datasets import RAW, read_raw
-from stages.core.onnx_model import OnnxModel
 
 CONNECTIONS = {1: 0.2, 8: 0.4, 32: 0.4}  # and their share of the requests
 STARTS = 5
@@ -40,18 +39,6 @@ def service() -> Iterator[tuple[psutil.Process, str, float]]:
         seconds = time.perf_counter() - started
         yield psutil.Process(process.pid), urlsplit(line.split("draw at ")[1].split(";")[0]).netloc, seconds
         process.terminate()
-
-
-def model_alone(runs: int = 2000) -> list[float]:
-    """Milliseconds of the model for one image, without the service around it."""
-    model = OnnxModel(PROJECT / ONNX, THREADS)
-    image_NCHW = read_raw(PROJECT / RAW / "mnist", "test")["image"][:1].numpy()
-    milliseconds = []
-    for _ in range(runs):
-        started = time.perf_counter()
-        model.run(image_NCHW)
-        milliseconds.append(1e3 * (time.perf_counter() - started))
-    return milliseconds
 
 
 def requests(address: str) -> list[bytes]:
@@ -100,7 +87,7 @@ def main() -> None:
     parser = ArgumentParser("python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--requests", type=int, default=100_000, help="in all (default: 100000)")
     total = parser.parse_args().requests
-    starts, alone = [], model_alone()
+    starts, model_ms = [], latency(PROJECT / ONNX) / 1e3
     for _ in range(STARTS):
         with service() as (_, _, seconds):
             starts.append(seconds)
@@ -124,7 +111,7 @@ def main() -> None:
         conditions("onnxruntime", "uvicorn", "fastapi"),
         "One 28x28 PNG a request, recipe of the last run; the client shares the cores with the service.",
         table(["connections", "requests", "errors", "requests/s", "p50, ms", "p99, ms"], rows),
-        f"The model alone takes {median(alone):.2f} ms for one image: answering several requests together could"
+        f"The model alone takes {model_ms:.2f} ms for one image: answering several requests together could"
         " not save more than that.",
         f"Ready after {spread(starts, 2, ' s')}, {STARTS} starts. Memory of the process (RSS) before and after:"
         f" {before / 1e6:.0f} MB and {after / 1e6:.0f} MB.",
@@ -133,7 +120,7 @@ def main() -> None:
         "serving",
         "The service under load",
         text,
-        {"starts": starts, "rss": [before, after], "model_ms": median(alone), "load": results},
+        {"starts": starts, "rss": [before, after], "model_ms": model_ms, "load": results},
     )
 
 

@@ -31,7 +31,7 @@ def evaluated(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     params = tiny_params(tiny_idx)
     # a model that errs at times
     params["recipe"] = "article"
-    params["recipes"]["article"]["optimizer"]["lr"] = 0.01
+    params["recipes"]["article"]["optimizer"]["lr"] = 0.006
     write_params(params, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -132,7 +132,7 @@ def test_files_of_a_run(evaluated: Path) -> None:
     assert predictions["label"].to_list() == test["label"].tolist()
     assert predictions["prediction"].to_list() == logits.argmax(1).tolist()
     assert predictions["confidence"].to_list() == pytest.approx(logits.softmax(1).amax(1).tolist(), abs=1e-4)
-    assert 0.2 < overall["accuracy"] <= 1
+    assert 0.2 < overall["accuracy"] < 1
     assert overall["accuracy"] == (predictions["label"] == predictions["prediction"]).mean()
 
     per_class = pl.read_csv(evaluated / evaluate.PER_CLASS, schema_overrides={"class": pl.String})

@@ -28,7 +28,7 @@ def proved(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     params["datasets"]["tiny"]["classes"] = [*"012345678", HOSTILE]
     # a model that errs at times
     params["recipe"] = "article"
-    params["recipes"]["article"]["optimizer"]["lr"] = 0.003
+    params["recipes"]["article"]["optimizer"]["lr"] = 0.006
     write_params(params, folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)

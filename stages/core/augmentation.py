@@ -3,6 +3,8 @@
 Shape suffixes: N images, C planes, H x W = P pixels, B surfaces, K knots.
 """
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -54,6 +56,7 @@ def augment(
     return F.grid_sample(images_NCHW, grid_NHW2, padding_mode="border", align_corners=False)
 
 
+@cache
 def affine_surfaces(height: int, width: int, device: torch.device) -> Tensor:
     """x, y and 1 at each pixel's centre, float32 [3, H, W]; the image reaches from -1 to 1 each way."""
     identity = torch.eye(2, 3, device=device)[None]
@@ -61,6 +64,7 @@ def affine_surfaces(height: int, width: int, device: torch.device) -> Tensor:
     return torch.stack([grid_HW2[..., 0], grid_HW2[..., 1], torch.ones_like(grid_HW2[..., 0])])
 
 
+@cache
 def elastic_surfaces(height: int, width: int, device: torch.device) -> Tensor:
     """What each knot adds when it is moved by 1, bicubic, float32 [KNOTS**2, H, W]."""
     unit_K1KK = torch.eye(KNOTS**2, device=device).view(-1, 1, KNOTS, KNOTS)

@@ -117,7 +117,7 @@ WRONG = [
     ("recipes.transformer.model.patch", 10**9, "input should be less than or equal to 1024"),
     # no folder, no option
     ("dataset", "../../etc", "string should match pattern"),
-    ("datasets.mnist.sources.1.package", "--index-url==1", "string should match pattern"),
+    ("datasets.mnist.sources.1.package", "--editable==1", "string should match pattern"),
     # lists too long or too short
     ("recipes.article.model.hidden", [1] * 17, "list should have at most 16 items after validation, not 17"),
     (

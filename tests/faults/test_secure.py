@@ -100,7 +100,8 @@ def test_every_pin_has_a_hash_and_names_no_host() -> None:
         assert re.match(r"[a-z0-9-]+(\[[a-z0-9,-]+\])?==[^\s;]+", pin), pin
         assert "--hash=sha256:" in pin, pin
     assert "://" not in text
-    assert not re.search(r"--(extra-)?index-url|--find-links|--trusted-host", text)
+    # of all options, those that name an index, a folder or a trusted host among them, the hash alone
+    assert set(re.findall(r"(?<=\s)-{1,2}[a-z][a-z-]*", text)) == {"--hash"}
 
 
 class Advisories(BaseHTTPRequestHandler):
