@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 from argparse import ArgumentParser
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -25,6 +27,20 @@ from stages.core.params import PARAMS, load_params, override_params
 from stages.core.provenance import git_tree
 
 STAGES = ("train", "evaluate", "export", "parity")
+
+
+@contextmanager
+def ready_to_train() -> Iterator[Path]:
+    """A temporary folder with the code, the params and the normalized data of the project, to run stages in."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        shutil.copytree(PROJECT / "stages", folder / "stages")
+        shutil.copy(PROJECT / PARAMS, folder / PARAMS)
+        (folder / "artifacts").mkdir()
+        for name in ("raw", "normalized"):
+            (folder / "artifacts" / name).symlink_to(PROJECT / "artifacts" / name)
+        shutil.copytree(PROJECT / sums.FOLDER, folder / sums.FOLDER)
+        yield folder
 
 
 def run_pipeline(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
@@ -84,14 +100,7 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text()) if kept.exists() else {}
     code = git_tree(PROJECT / "stages").hex()
     results = {name: runs for name, runs in results.items() if runs[0].get("code") == code}  # else of other code
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        shutil.copytree(PROJECT / "stages", folder / "stages")
-        shutil.copy(PROJECT / PARAMS, folder / PARAMS)
-        (folder / "artifacts").mkdir()
-        for name in ("raw", "normalized"):
-            (folder / "artifacts" / name).symlink_to(PROJECT / "artifacts" / name)
-        shutil.copytree(PROJECT / sums.FOLDER, folder / sums.FOLDER)
+    with ready_to_train() as folder:
         for recipe in arguments.recipes:
             seeds = arguments.accurate_seeds if recipe in ("accurate", "mlp") else arguments.seeds
             results[recipe] = [{"code": code} | run_pipeline(folder, recipe, seed) for seed in range(1, seeds + 1)]

@@ -1,0 +1,88 @@
+"""How much a model differs where its sums are added up otherwise: `python -m benchmarks.differences`.
+
+Writes benchmarks/differences.md. Recipe `convnet` is trained by stage `train` under each of the conditions below and
+compared with the first training; another seed, last, is there for scale.
+"""
+
+import os
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+
+from benchmarks.recipes import ready_to_train
+from benchmarks.report import PROJECT, conditions, table, write
+from stages.core.checkpoint import load_checkpoint
+from stages.core.inference import infer
+from stages.core.params import PARAMS, override_params
+
+OLD_PROCESSOR = {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+
+
+class Condition(NamedTuple):
+    knobs: dict[str, Any]
+    environment: dict[str, str]
+
+
+CONDITIONS = {
+    "as it is": Condition({}, {}),
+    "the same again": Condition({}, {}),
+    "one thread": Condition({}, {"OMP_NUM_THREADS": "1"}),
+    "kernels of an older processor (SSE 4)": Condition({}, OLD_PROCESSOR),
+    "two processes": Condition({"train.processes": 2}, {}),
+    "bfloat16": Condition({"recipes.convnet.precision": "bfloat16"}, {}),
+    "another seed": Condition({"seed": 2}, {}),
+}
+
+
+class Trained(NamedTuple):
+    weights: torch.Tensor  # float32 [parameters]
+    logits: torch.Tensor  # float32 [test images, classes]
+
+
+def train_under(condition: Condition, test: TensorDict) -> Trained:
+    with ready_to_train() as folder:
+        knobs = {"recipe": "convnet", "recipes.convnet.precision": "float32", "device": "cpu"}
+        override_params(folder / PARAMS, knobs | condition.knobs)
+        environment = os.environ | condition.environment
+        subprocess.run([sys.executable, "-m", "stages.train"], cwd=folder, env=environment, check=True)
+        model, _ = load_checkpoint(folder / "artifacts/model/model.pt")
+    weights = torch.cat([weight.detach().flatten() for weight in model.parameters()])
+    return Trained(weights, infer(model, test, torch.device("cpu"), 1000))
+
+
+def main() -> None:
+    test = TensorDict.load_memmap(str(PROJECT / "artifacts/normalized/test"))
+    labels_N = test["label"]
+    results: dict[str, dict[str, float]] = {}
+    first: Trained | None = None
+    for name, condition in CONDITIONS.items():
+        print(f"{name}:", flush=True)
+        trained = train_under(condition, test)
+        first = first or trained
+        guesses_N, firsts_N = trained.logits.argmax(1), first.logits.argmax(1)
+        results[name] = {
+            "weights": (trained.weights - first.weights).abs().max().item(),
+            "logits": (trained.logits - first.logits).abs().max().item(),
+            "labels": (guesses_N != firsts_N).sum().item(),
+            "accuracy": (guesses_N == labels_N).double().mean().item(),
+        }
+    rows = [
+        [name, f"{run['weights']:.1g}", f"{run['logits']:.1g}", f"{run['labels']:.0f}", f"{run['accuracy']:.2%}"]
+        for name, run in results.items()
+    ]
+    head = ["condition", "weights: largest difference", "logits: largest difference",
+            f"other labels, of {len(test):,}", "test accuracy"]  # fmt: skip
+    text = [
+        conditions("torch"),
+        "Recipe `convnet` on MNIST, float32 on this processor, one run each, compared with the first row. The older"
+        f" processor is this one with {', '.join(f'`{name}={value}`' for name, value in OLD_PROCESSOR.items())}.",
+        table(head, rows),
+    ]
+    write("differences", "What other sums make of a model", text, results)
+
+
+if __name__ == "__main__":
+    main()
