@@ -52,6 +52,7 @@ SECONDS = Histogram(
 IMAGES = Counter("images", "Images answered, by label and whether the model was unsure", ["label", "unsure"])
 MODEL = Gauge("model_info", "1 for the model that is served", ["sha256", "recipe", "dataset"])
 
+PROVEN = "whether stage `parity` has proven that this file computes what the evaluated model computes"
 TEXT = {CONTENT_TYPE_LATEST: {"schema": {"type": "string"}}}
 
 router = APIRouter()
@@ -80,6 +81,7 @@ class Health(BaseModel):
     status: Literal["ok", "model refused"]
     model: Annotated[str, Field(description="sha256 of the model that is served")]
     since: datetime
+    proven: Annotated[bool, Field(description=PROVEN)]
     refused: Annotated[str | None, Field(description="why the newest file is not served")]
 
 
@@ -92,6 +94,7 @@ class ModelFacts(BaseModel):
     image_shape: Annotated[list[int], Field(description="planes, height, width")]
     unsure_below: Annotated[float, Field(description="a prediction of less confidence is unsure")]
     operators: Annotated[dict[str, int], Field(description="how many ONNX nodes there are of each kind")]
+    proven: Annotated[bool, Field(description=PROVEN)]
     metrics: Annotated[dict[str, JsonValue], Field(description="of the pipeline's last run, by stage")]
 
 
@@ -138,7 +141,7 @@ def answer(model: OnnxModel, content: body.Body, with_images: bool) -> Answer:
 
 @router.get("/model", summary="What is known of the model")
 async def facts(request: Request) -> ModelFacts:
-    model = live_model(request).model
+    model, found = live_model(request).model, read_metrics(METRICS)
     return ModelFacts(
         sha256=model.sha256,
         recipe=model.metadata.get("recipe"),
@@ -148,7 +151,8 @@ async def facts(request: Request) -> ModelFacts:
         image_shape=list(model.image_shape),
         unsure_below=model.unsure_below,
         operators=model.operators,
-        metrics=read_metrics(METRICS),
+        proven=is_proven(model, found),
+        metrics=found,
     )
 
 
@@ -161,6 +165,14 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return found
 
 
+def is_proven(model: OnnxModel, metrics: dict[str, Any]) -> bool:
+    match metrics.get("parity"):
+        case {"proven": True, "made_from": {"onnx": model.sha256}}:
+            return True
+        case _:
+            return False
+
+
 @router.get("/health", summary="Whether it serves, and the newest model")
 async def health(request: Request) -> Health:
     live = live_model(request)
@@ -168,6 +180,7 @@ async def health(request: Request) -> Health:
         status="model refused" if live.refused else "ok",
         model=live.model.sha256,
         since=live.since,
+        proven=is_proven(live.model, read_metrics(METRICS)),
         refused=live.refused,
     )
 

@@ -86,14 +86,19 @@ def start_training(recipe: params.Recipe, model: nn.Module, train_images: int) -
     return Training(model, average, optimizer, schedule)
 
 
+def batch_size_of(recipe: params.Recipe, train_images: int) -> int:
+    """The recipe's, or all images where there are fewer."""
+    return min(recipe.batch_size, train_images)
+
+
 def count_steps(recipe: params.Recipe, train_images: int) -> int:
     """Full batches in an epoch: what is left over is another's turn in the next epoch."""
-    return train_images // min(recipe.batch_size, train_images)
+    return train_images // batch_size_of(recipe, train_images)
 
 
 def share_of_batch(recipe: params.Recipe, train_images: int, processes: int) -> int:
     """Images of each batch for each process; `UserError` where they are not as many for all."""
-    batch = min(recipe.batch_size, train_images)
+    batch = batch_size_of(recipe, train_images)
     if batch % processes:
         raise UserError(f"{processes} processes cannot share batches of {batch} images: none must be left over")
     return batch // processes
@@ -235,7 +240,7 @@ class Watch:
 
     def __init__(self, recipe: params.Recipe, train_images: int) -> None:
         self.epochs, self.steps = recipe.epochs, count_steps(recipe, train_images)
-        self.images = self.steps * min(recipe.batch_size, train_images)
+        self.images = self.steps * batch_size_of(recipe, train_images)
         console = Console()
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -62,6 +62,7 @@ def read_report() -> Any:
 def test_right_export_passes(ready: Path) -> None:
     parity.main()
     report = read_report()
+    assert report["proven"] is True
     assert 0 < report["max_abs_diff"] < 1e-4
     assert set(report["max_abs_diff_by_input"]) == {"batch_1", "batch_7", "batch_100", "all_0", "all_255", "noise"}
     assert report["max_abs_diff"] == max(report["max_abs_diff_by_input"].values())
@@ -84,6 +85,7 @@ def test_one_changed_weight_is_found(ready: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"^artifacts/onnx/model\.onnx does not compute .*: logits differ by"):
         parity.main()
     report = read_report()
+    assert report["proven"] is False
     assert report["max_abs_diff"] > 1e-4
     assert report["changed_since_evaluation"] == 0
 
@@ -200,12 +202,13 @@ def test_logit_that_is_not_finite_is_a_difference(value: float) -> None:
     assert parity.compare(wrong, wrong, 1e-4).max_abs_diff == largest
 
 
-def test_judge_names_every_reason() -> None:
-    parity.judge(REPORT, 1e-6)
-    with pytest.raises(UserError, match=r"logits differ by 1\.00e-06 \(noise\), allowed is 9\.00e-07"):
-        parity.judge(REPORT, 9e-7)
-    with pytest.raises(UserError, match="4 labels differ; 2 predictions are not those of"):
-        parity.judge(REPORT | {"different_labels": 4, "changed_since_evaluation": 2}, 1e-4)
+def test_every_reason_is_named() -> None:
+    assert parity.reasons_against(REPORT, 1e-6) == []
+    assert parity.reasons_against(REPORT, 9e-7) == ["logits differ by 1.00e-06 (noise), allowed is 9.00e-07"]
+    assert parity.reasons_against(REPORT | {"different_labels": 4, "changed_since_evaluation": 2}, 1e-4) == [
+        "4 labels differ",
+        "2 predictions are not those of artifacts/plots/predictions.csv",
+    ]
 
 
 def test_adversarial_images() -> None:

@@ -229,6 +229,23 @@ def test_facts_of_the_model(tmp_path: Path) -> None:
         assert service.client.get("/model").json()["metrics"] == {"evaluation": {"accuracy": 0.99, "loss": None}}
 
 
+def test_whether_the_model_is_proven(tmp_path: Path) -> None:
+    report = tmp_path / "artifacts/metrics/parity.json"
+    report.parent.mkdir(parents=True)
+    with serving(tmp_path) as service:
+
+        def proven() -> set[bool]:
+            return {service.client.get(path).json()["proven"] for path in ("/model", "/health")}
+
+        assert proven() == {False}
+        sha256 = OnnxModel(DIGITS).sha256
+        for onnx_sha256, passed in ((sha256, False), (sha256[::-1], True)):
+            report.write_text(json.dumps({"proven": passed, "made_from": {"onnx": onnx_sha256}}))
+            assert proven() == {False}
+        report.write_text(json.dumps({"proven": True, "made_from": {"onnx": sha256}}))
+        assert proven() == {True}
+
+
 def test_metrics_count(own_service: Service) -> None:
     post(own_service, picture(ONE))
     post(own_service, picture(SEVEN))
