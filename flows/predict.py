@@ -79,7 +79,11 @@ def main() -> None:
         "python -m flows.predict", description="Predict the label of every image in a folder.", epilog=EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("folder", type=Path, help="where the images are, also below it; or one file of images")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        help="where the images are, also below it (links to folders are not followed); or one file of images",
+    )
     parser.add_argument("-o", "--output", type=Path, help=f"where the tables go (default: {OUTPUT}/NAME)")
     parser.add_argument("-m", "--model", type=Path, default=Path(MODEL), help=f"the exported file (default: {MODEL})")
     parser.add_argument(

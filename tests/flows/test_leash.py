@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from flows import leash
-from tests.flows.conftest import wait_for
+from tests.conftest import wait_for
 
 # a child that ignores SIGTERM and leads a session of its own, as distributed trainers' workers do; each notes its pid
 STUBBORN = """

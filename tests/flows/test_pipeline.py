@@ -17,8 +17,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Fl
 from prefect.client.schemas.objects import FlowRun
 
 from flows.notify import WEBHOOK
-from tests.conftest import Clone, write_params
-from tests.flows.conftest import times, wait_for
+from tests.conftest import Clone, wait_for, write_params
+from tests.flows.conftest import times
 
 FLOW = ("python", "-m", "flows.pipeline")
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,8 @@ from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import schedule
-from tests.conftest import Clone
-from tests.flows.conftest import free_port, wait_for
+from tests.conftest import Clone, wait_for
+from tests.flows.conftest import free_port
 from tests.flows.test_schedule import finished, start_run
 
 
@@ -74,6 +75,6 @@ def test_two_workers_on_postgresql(
             schedule.start(stack, env, "worker", "start", "--pool", schedule.POOL, "--name", worker, "--limit", "1")
         with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
             runs = [start_run(client, {"force": True}) for _ in range(2)]
-            ended = [wait_for(lambda run=run: finished(client, run), 300, "both runs") for run in runs]
+            ended = [wait_for(partial(finished, client, run), 300, "both runs") for run in runs]
     assert all(run.state.is_completed() for run in ended)
     assert {run.name for run in ended} <= set(project.run("dvc", "exp", "list", "--name-only").stdout.split())

@@ -17,8 +17,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from serving import batch
 from stages.core.datasets import write_idx
 from stages.core.errors import UserError
-from tests.conftest import PROJECT, Clone, make_images
-from tests.flows.conftest import wait_for
+from tests.conftest import PROJECT, Clone, make_images, wait_for
 from tests.serving.conftest import DIGITS
 
 IMAGES = make_images(40, seed=3)[0]

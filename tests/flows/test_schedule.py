@@ -16,8 +16,8 @@ from prefect.states import Cancelling
 from ruamel.yaml import YAML
 
 from flows.notify import WEBHOOK
-from tests.conftest import PROJECT, Clone
-from tests.flows.conftest import free_port, wait_for
+from tests.conftest import PROJECT, Clone, wait_for
+from tests.flows.conftest import free_port
 
 SECRETS = {WEBHOOK: "http://127.0.0.1:9/hook-s3cr3t", "PREFECT_API_KEY": "pnu_s3cr3t"}
 

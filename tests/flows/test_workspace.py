@@ -13,8 +13,8 @@ import httpx
 import pytest
 
 from flows import workspace
-from tests.conftest import Clone
-from tests.flows.conftest import free_port, wait_for
+from tests.conftest import Clone, wait_for
+from tests.flows.conftest import free_port
 from tests.flows.test_pipeline import FLOW, run_name
 
 ISOLATED = (*FLOW, "--isolated")

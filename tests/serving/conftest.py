@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ import httpx
 import onnx
 import pytest
 
-from tests.conftest import PROJECT, Clone
+from tests.conftest import PROJECT, Clone, wait_for
 
 DIGITS = Path(__file__).with_name("digits.onnx")
 COMMAND = [sys.executable, "-m", "serving.app", "--port", "0"]
@@ -31,20 +30,13 @@ def interruptible() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def wait_for(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
-        time.sleep(0.05)
-
-
 class Service:
     """`python -m serving.app` in `folder`, once it has printed its URL."""
 
     def __init__(self, folder: Path) -> None:
         self.model, self.log = folder / "artifacts/onnx/model.onnx", folder / "service.log"
         self.process = start(folder, self.log)
-        wait_for(lambda: "http://" in self.output() or self.process.poll() is not None, "a service that is ready")
+        wait_for(lambda: "http://" in self.output() or self.process.poll() is not None, 60, "a ready service")
         assert self.process.poll() is None, self.output()
         self.url = self.output().split("draw at ")[1].split(";")[0]
         self.client = httpx.Client(base_url=self.url, timeout=30)

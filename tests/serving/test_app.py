@@ -26,8 +26,8 @@ from PIL import Image, ImageDraw
 
 from serving import app
 from stages.core.onnx_model import OnnxModel
-from tests.conftest import PROJECT, Clone
-from tests.serving.conftest import DIGITS, Service, altered, serving, set_metadata, start, wait_for
+from tests.conftest import PROJECT, Clone, wait_for
+from tests.serving.conftest import DIGITS, Service, altered, serving, set_metadata, start
 
 FORM, JSON = "multipart/form-data; boundary=x", "application/json"
 EXTENT = ["--max-examples", "40", "--generation-deterministic"]
@@ -322,16 +322,16 @@ def test_a_new_model_is_served_under_load_and_a_bad_one_is_not(own_service: Serv
     try:
         assert (health()["status"], health()["model"], health()["refused"]) == ("ok", old, None)
         own_service.model.unlink()
-        wait_for(lambda: health()["refused"] == "artifacts/onnx/model.onnx is missing", "a note that it is missing")
+        wait_for(lambda: health()["refused"] == "artifacts/onnx/model.onnx is missing", 60, "a note that it is missing")
         for content, reason in REFUSED.values():
             own_service.replace_model(content)
-            wait_for(lambda reason=reason: reason in (health()["refused"] or ""), reason)  # type: ignore[misc]
+            wait_for(lambda reason=reason: reason in (health()["refused"] or ""), 60, reason)  # type: ignore[misc]
             assert (health()["status"], health()["model"]) == ("model refused", old)
             assert reason in own_service.output()
         content = altered(set_metadata(classes=json.dumps([*"abcdefghij"]), recipe="other"))
         new = hashlib.sha256(content).hexdigest()
         own_service.replace_model(content)
-        wait_for(lambda: health()["model"] == new, "the new model")
+        wait_for(lambda: health()["model"] == new, 60, "the new model")
         assert (health()["status"], health()["refused"]) == ("ok", None)
         assert 'recipe="other"' in own_service.client.get("/metrics").text
         assert 'recipe="convnet"' not in own_service.client.get("/metrics").text

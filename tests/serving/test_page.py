@@ -7,7 +7,8 @@ from typing import NamedTuple
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from tests.serving.conftest import Service, wait_for
+from tests.conftest import wait_for
+from tests.serving.conftest import Service
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -79,7 +80,7 @@ def draw(page: Page, strokes: list[Stroke]) -> None:
         for point in others:
             page.mouse.move(*point, steps=2)
         page.mouse.up()
-    wait_for(lambda: page.evaluate("!asking && !changed"), "an answer")
+    wait_for(lambda: page.evaluate("!asking && !changed"), 60, "an answer")
 
 
 def test_digits_drawn_with_the_mouse(browser: Browser, service: Service) -> None:
