@@ -68,9 +68,10 @@ def rows_of(summary: Summary) -> list[dict[str, object]]:
 
 def sentence(summary: Summary) -> str:
     resumed = f", {summary.resumed:,} of them by an earlier run" if summary.resumed else ""
+    unproven = "" if summary.proven else "; the model is not proven, `make run` does that"
     return (
         f"{summary.images:,} images{resumed}; {summary.unsure:,} unsure, {summary.errors:,} errors,"
-        f" {summary.skipped:,} other files skipped; see {summary.table}"
+        f" {summary.skipped:,} other files skipped; see {summary.table}{unproven}"
     )
 
 

@@ -36,7 +36,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import body
 from serving.live_model import LiveModel
 from stages.core.errors import UserError, reported
-from stages.core.onnx_model import OnnxModel
+from stages.core.onnx_model import OnnxModel, is_proven
 
 ONNX = Path("artifacts/onnx/model.onnx")
 METRICS = Path("artifacts/metrics")
@@ -141,7 +141,7 @@ def answer(model: OnnxModel, content: body.Body, with_images: bool) -> Answer:
 
 @router.get("/model", summary="What is known of the model")
 async def facts(request: Request) -> ModelFacts:
-    model, found = live_model(request).model, read_metrics(METRICS)
+    model = live_model(request).model
     return ModelFacts(
         sha256=model.sha256,
         recipe=model.metadata.get("recipe"),
@@ -151,8 +151,8 @@ async def facts(request: Request) -> ModelFacts:
         image_shape=list(model.image_shape),
         unsure_below=model.unsure_below,
         operators=model.operators,
-        proven=is_proven(model, found),
-        metrics=found,
+        proven=is_proven(model, METRICS),
+        metrics=read_metrics(METRICS),
     )
 
 
@@ -165,14 +165,6 @@ def read_metrics(folder: Path) -> dict[str, Any]:
     return found
 
 
-def is_proven(model: OnnxModel, metrics: dict[str, Any]) -> bool:
-    match metrics.get("parity"):
-        case {"proven": True, "made_from": {"onnx": model.sha256}}:
-            return True
-        case _:
-            return False
-
-
 @router.get("/health", summary="Whether it serves, and the newest model")
 async def health(request: Request) -> Health:
     live = live_model(request)
@@ -180,7 +172,7 @@ async def health(request: Request) -> Health:
         status="model refused" if live.refused else "ok",
         model=live.model.sha256,
         since=live.since,
-        proven=is_proven(live.model, read_metrics(METRICS)),
+        proven=is_proven(live.model, METRICS),
         refused=live.refused,
     )
 

@@ -14,6 +14,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
 
@@ -26,8 +27,9 @@ from PIL import Image
 from serving.images import MAX_PIXELS, decode, fit, white_on_black
 from stages.core.artifacts import locked, remove, replacing, write_json, write_table
 from stages.core.errors import UserError
-from stages.core.onnx_model import OnnxModel
+from stages.core.onnx_model import OnnxModel, is_proven
 
+METRICS = Path("artifacts/metrics")
 PICTURES = (".png", ".jpg", ".jpeg")
 MAX_BYTES = 8 * MAX_PIXELS  # of a picture's file: PNG has at most 8 bytes a pixel
 MAX_BATCH = 65536
@@ -69,6 +71,7 @@ class Summary(NamedTuple):
     unsure: int
     by_class: dict[str, int]
     resumed: int  # images that were there already
+    proven: bool  # whether the model is
 
 
 def schema(classes: list[str]) -> pa.DataFrameSchema:
@@ -134,7 +137,7 @@ def recognize(path: Path, name: str) -> Source | None:
     if magic.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
         return Source(path, name, "picture", ())
     if suffix == ".npy" or magic.startswith(b"\x93NUMPY"):
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        array = load_array(path)
         shape = array.shape if array.ndim > 2 and array.shape[2:] != (3,) else (1, *array.shape)
         fits = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
         if array.dtype != np.uint8 or not fits or not 0 < np.prod(shape[1:]) <= 3 * MAX_PIXELS:
@@ -146,6 +149,16 @@ def recognize(path: Path, name: str) -> Source | None:
     if magic.startswith((b"\x1f\x8b", b"\0\0\x08\x03")):
         return recognize_idx(path, name, zipped=magic.startswith(b"\x1f\x8b"))
     return None
+
+
+def load_array(path: Path) -> NDArray[Any]:
+    """A .npy file as a memory map; `ValueError` for any other one."""
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # its header is Python source, and is read as such
+        raise ValueError(f"it is no .npy file: {error}") from error
 
 
 def recognize_idx(path: Path, name: str, *, zipped: bool) -> Source | None:
@@ -200,9 +213,14 @@ def chunks_of(given: Path, batch_size: int, skip: int) -> Iterator[Chunk]:
 def slices(source: Source, step: int, number: int, skip: int) -> Iterator[Chunk]:
     """The chunks, from `number` on, of an array; where it breaks off, the last one is the error."""
     count, *shape = source.shape
+    turns = islice(enumerate(range(0, count, step), number), skip, None)
     if source.kind == "npy":
-        for turn, start in [*enumerate(range(0, count, step), number)][skip:]:
-            array = np.load(source.path, mmap_mode="r", allow_pickle=False).reshape(source.shape)
+        for turn, start in turns:
+            try:
+                array = load_array(source.path).reshape(source.shape)
+            except BROKEN as error:  # it is another one now
+                yield Chunk(turn, [source], start, error=f"{source.name} is damaged: {error}")
+                return
             yield Chunk(turn, [source], start, np.array(array[start : start + step]))
         return
     size = int(np.prod(shape))
@@ -212,7 +230,7 @@ def slices(source: Source, step: int, number: int, skip: int) -> Iterator[Chunk]
                 return
         except BROKEN:
             return  # before this place, and so told already
-        for turn, start in [*enumerate(range(0, count, step), number)][skip:]:
+        for turn, start in turns:
             wanted = size * min(step, count - start)
             try:
                 content = file.read(wanted)
@@ -338,7 +356,7 @@ def predict_folder(
             on_progress(images, images)
     except BlockingIOError:
         raise UserError(f"another run is writing to {output}; --output names another folder") from None
-    return summarize(output / "predictions.parquet", skipped, finished)
+    return summarize(output / "predictions.parquet", skipped, finished, is_proven(model, METRICS))
 
 
 def read_known(path: Path) -> dict[str, Any]:
@@ -387,9 +405,9 @@ def write_tables(parts: Path, output: Path) -> None:
         table.sink_csv(partial)
 
 
-def summarize(table: Path, skipped: int, resumed: int) -> Summary:
+def summarize(table: Path, skipped: int, resumed: int, proven: bool) -> Summary:
     rows = pl.scan_parquet(table)
     counts = rows.select(pl.len(), pl.col("error").count().alias("errors"), pl.col("unsure").sum()).collect()
     images, errors, unsure = counts.row(0)
     by_class = rows.drop_nulls("label").group_by("label").len().sort("label").collect()
-    return Summary(table, images, skipped, errors, unsure, dict(by_class.iter_rows()), min(resumed, images))
+    return Summary(table, images, skipped, errors, unsure, dict(by_class.iter_rows()), min(resumed, images), proven)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 from fastapi import HTTPException, Request
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field as FormField
 from python_multipart.multipart import File, FormParser, parse_options_header
@@ -30,13 +30,16 @@ logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # it logs what
 
 # a float, for to JSON 7.0 is an integer, too
 Grey = Annotated[float, Field(strict=True, ge=0, le=255, multiple_of=1, allow_inf_nan=False)]
+# the first error alone: millions of them would take gigabytes
+Row = Annotated[list[Grey], FailFast()]
+Image = Annotated[list[Row], FailFast()]
 
 
 class Pixels(BaseModel):
     """Grey levels as the model takes them, white on black."""
 
     model_config = ConfigDict(extra="forbid")
-    images: Annotated[list[list[list[Grey]]], Field(min_length=1, max_length=MAX_IMAGES)]
+    images: Annotated[list[Image], Field(min_length=1, max_length=MAX_IMAGES), FailFast()]
 
 
 class Body(NamedTuple):
@@ -48,12 +51,13 @@ class Body(NamedTuple):
 async def read(request: Request) -> Body:
     """The body of a kind that is allowed, until it is too long: what Content-Length says need not be true, or there.
 
-    The connection ends with one that is too long, or an endless one would go on after the answer.
+    The connection ends with one that is refused, or an endless one would go on after the answer.
     """
     found, options = parse_options_header(request.headers.get("content-type"))
     kind = found.decode("latin-1")
     if kind not in (allowed := (*PICTURES, FORM, JSON)):
-        raise HTTPException(415, f"Content-Type is {kind or 'missing'!r}, allowed are {', '.join(allowed)}")
+        problem = f"Content-Type is {kind or 'missing'!r}, allowed are {', '.join(allowed)}"
+        raise HTTPException(415, problem, {"Connection": "close"})
     content, size = bytearray(), 0
     async for piece in request.stream():
         size += len(piece)

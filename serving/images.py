@@ -96,7 +96,8 @@ def fit(grey_HW: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8
     box_HW = ink_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX_SHARE * min(height / len(box_HW), width / len(box_HW[0]))
     size_HW = [max(1, round(scale * side)) for side in box_HW.shape]
-    scaled_HW = np.array(Image.fromarray(box_HW).resize(size_HW[::-1], Image.Resampling.BOX), np.float32)
+    # not in whole grey levels: of thin strokes in a large picture nothing would be left
+    scaled_HW = np.array(Image.fromarray(box_HW.astype(np.float32)).resize(size_HW[::-1], Image.Resampling.BOX))
     scaled_HW *= 255 / scaled_HW.max()
     top, left = (
         # as in MNIST: by whole pixels, which puts the centre of mass into the pixel right and below of the middle

@@ -30,7 +30,7 @@ from aiohttp import ClientError, ClientResponseError, ClientSSLError, ClientTime
 from fsspec.implementations.http import HTTPFileSystem
 from rich.progress import Progress
 
-from stages.core.artifacts import alone, replacing
+from stages.core.artifacts import alone, remove, replacing
 from stages.core.datasets import FILES, RAW, read_raw, write_idx
 from stages.core.errors import TemporaryError, UserError, redacted, reported
 from stages.core.params import Dataset, PipSource, Sha256Sums, Source, TorchvisionSource, UrlSource, load_params
@@ -237,6 +237,8 @@ def one_line(error: BaseException) -> str:
 def main() -> None:
     params = load_params()
     dataset, target = params.chosen_dataset, RAW / params.dataset
+    for left in RAW.glob("*.partial"):  # by a killed download of another data set
+        remove(left)
     with replacing(target) as folder:
         folder.mkdir()
         source = download(dataset, folder)

@@ -37,7 +37,7 @@ from stages.core.checkpoint import Manifest, load_checkpoint
 from stages.core.datasets import RAW, read_raw
 from stages.core.errors import UserError, reported
 from stages.core.onnx_model import OnnxModel
-from stages.core.params import Params, load_params
+from stages.core.params import PARAMS, Params, load_params, parse_params
 from stages.core.sums import record, verify
 from stages.core.tensors import validate_tensors
 from stages.core.timing import read_time, timed
@@ -220,14 +220,16 @@ def measure_latency(model: OnnxModel, images_NCHW: npt.NDArray[np.uint8]) -> dic
     return latency
 
 
-def last_commit() -> tuple[str, dict[str, Any]]:
-    """The short name of git's HEAD, and the metrics in it; empty where there are none."""
+def last_commit(dataset: str) -> tuple[str, dict[str, Any]]:
+    """The short name of git's HEAD, and the metrics in it; empty where there are none of this data set."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout
 
     metrics: dict[str, Any] = {}
     with suppress(OSError, subprocess.CalledProcessError, ValueError):
+        if parse_params(git("show", f"HEAD:./{PARAMS}"), PARAMS).dataset != dataset:
+            return "", {}
         for path in (PARITY, EVALUATION):
             metrics |= json.loads(git("show", f"HEAD:./{path.as_posix()}"))
         return git("rev-parse", "--short", "HEAD").strip(), metrics
@@ -243,9 +245,9 @@ def read_baseline(folder: Path) -> dict[str, Any]:
     return metrics
 
 
-def local_facts(model: OnnxModel, images_NCHW: npt.NDArray[np.uint8]) -> dict[str, Any]:
+def local_facts(model: OnnxModel, images_NCHW: npt.NDArray[np.uint8], dataset: str) -> dict[str, Any]:
     """The texts that the same inputs would not give again, by their places in the page, and whose model's they are."""
-    commit, metrics = last_commit()
+    commit, metrics = last_commit(dataset)
     facts = {f"commit.{name}": text for name, text in headline(metrics).items()}
     if facts:
         facts["commit"] = commit
@@ -376,8 +378,9 @@ def main() -> None:
         card = templates.get_template("model_card.md.jinja")
         partial.write_text(card.render(content), encoding="utf-8")
     record("report", PAGE, CARD)
-    facts = json.dumps(local_facts(run.onnx, run.test["image"].numpy()), indent=2)
-    LOCAL.write_text(f"window.local = {facts};\n", encoding="utf-8")
+    facts = json.dumps(local_facts(run.onnx, run.test["image"].numpy(), run.params.dataset), indent=2)
+    with replacing(LOCAL) as partial:
+        partial.write_text(f"window.local = {facts};\n", encoding="utf-8")
     print(f"report: {PAGE.stat().st_size / 1e6:.1f} MB, in {PAGE}")
 
 

@@ -17,7 +17,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -235,6 +235,17 @@ def fit(
         }
 
 
+@contextmanager
+def written(place: str) -> Iterator[None]:
+    """Name the place where DVCLive, and DVC, whose state it opens, cannot write; their errors do not."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise UserError(f"{place} cannot be written: DVC's state, mostly in /var/tmp/dvc: {error}") from error
+    except OSError as error:
+        raise UserError(f"{place} cannot be written: {error.strerror or error}") from error
+
+
 class Watch:
     """What one sees of a running training: a bar, a line for each epoch, and the files of DVCLive."""
 
@@ -245,10 +256,8 @@ class Watch:
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.bar = self.progress.add_task("train", total=self.epochs * self.steps, epoch=1)
-        try:
+        with written(LIVE):
             self.live = Live(LIVE, save_dvc_exp=False, dvcyaml=False)
-        except sqlite3.Error as error:  # it opens DVC, whose state is in SQLite
-            raise UserError(f"{LIVE} cannot be written: DVC's state, mostly in /var/tmp/dvc: {error}") from error
         self.since = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -263,10 +272,11 @@ class Watch:
         self.progress.advance(self.bar)
 
     def log(self, row: dict[str, float]) -> None:
-        for name, value in row.items():
-            if name != "epoch":
-                self.live.log_metric(name, value)
-        self.live.next_step()
+        with written(LIVE):
+            for name, value in row.items():
+                if name != "epoch":
+                    self.live.log_metric(name, value)
+            self.live.next_step()
         self.progress.update(self.bar, epoch=row["epoch"] + 1, completed=row["epoch"] * self.steps)
 
     def tell(self, row: dict[str, float]) -> None:
@@ -332,7 +342,7 @@ def run(knobs: params.Params, device: torch.device) -> None:
     training = start_training(recipe, model, len(train))
 
     made_of = {"data": data_sha256, "recipe": recipe.model_dump(), "seed": knobs.seed, "classes": len(classes)}
-    key = resume.fingerprint(**made_of, device=device.type, processes=processes, compile=knobs.train.compile)
+    key = resume.fingerprint(**made_of, trained_on=trained_on(knobs, device))
     with (
         resume.claimed(key) if rank == 0 else nullcontext() as checkpoint,
         Watch(recipe, len(train)) if rank == 0 else nullcontext() as watch,
@@ -370,6 +380,14 @@ def run(knobs: params.Params, device: torch.device) -> None:
             save(knobs, data_sha256, rows, weights, validation)
 
 
+def trained_on(knobs: params.Params, device: torch.device) -> str:
+    """What else than params, data and code makes a training's sums."""
+    _, processes = group()
+    dtype = str(autocast_dtype(knobs.chosen_recipe.precision, device)).removeprefix("torch.")
+    compiled = "" if knobs.train.compile == "off" else f", compiled ({knobs.train.compile})"
+    return f"{processes} x {describe(device)}, {dtype}{compiled}, torch {torch.__version__}"
+
+
 def save(
     knobs: params.Params,
     data_sha256: str,
@@ -380,9 +398,8 @@ def save(
     best, image_shape = best_of(rows), cast("tuple[int, int, int]", tuple(validation["image"].shape[1:]))
     model = build_model(knobs.chosen_recipe.model, image_shape, len(knobs.chosen_dataset.classes))
     model.load_state_dict(weights)
-    device, (_, processes) = pick_device(knobs.device), group()
+    device = pick_device(knobs.device)
     logits_NK = infer(model, validation, device, ASSESSED)
-    dtype = str(autocast_dtype(knobs.chosen_recipe.precision, device)).removeprefix("torch.")
     manifest = Manifest(
         format=1,
         recipe=knobs.recipe,
@@ -393,7 +410,7 @@ def save(
         mean=knobs.normalize.mean,
         std=knobs.normalize.std,
         data_sha256=data_sha256,
-        trained_on=f"{processes} x {describe(device)}, {dtype}, torch {torch.__version__}",
+        trained_on=trained_on(knobs, device),
         epoch=int(best["epoch"]),
         unsure_below=confidence_threshold(logits_NK, validation["label"], knobs.train.sure_accuracy),
     )

@@ -30,6 +30,8 @@ def replacing(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove(partial)
         yield partial
+        for file in [partial, *partial.rglob("*")]:
+            flush(file)
         if path.is_dir() or partial.is_dir():
             remove(path)  # only a file takes a file's place in one step
         partial.replace(path)
@@ -40,12 +42,27 @@ def replacing(path: Path) -> Iterator[Path]:
             remove(partial)
 
 
+def flush(path: Path) -> None:
+    """Have a file on the disk before it gets its final name: after a power cut it might be there and empty."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock that ends with this process; `BlockingIOError` where another holds it, or wait for it."""
+    """Hold an exclusive lock that ends with this process; `BlockingIOError` where another holds it, or wait for it.
+
+    Who holds it may remove its file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    with ExitStack() as stack:
+        held = False
+        while not held:
+            file = stack.enter_context(path.open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            with suppress(FileNotFoundError):  # of a file that has been removed meanwhile the lock is worth nothing
+                held = os.path.samestat(os.fstat(file.fileno()), path.stat())
         yield
 
 

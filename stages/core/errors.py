@@ -24,18 +24,27 @@ def did_you_mean(name: str, allowed: list[str]) -> str:
 
 def redacted(text: str) -> str:
     """Without what the URLs in it may keep secret: user, password and query."""
-    text = re.sub(r"(://[^\s?#'\"]*)[?#][^\s'\"]*", r"\1?***", text)
-    return re.sub(r"://[^\s'\"]*@", "://***@", text)
+    text = re.sub(r"://\S*@", "://***@", text)
+    # up to a blank, without what may follow the URL in a sentence: a secret may hold any other sign
+    return re.sub(r"(://[^\s?#]*)[?#]\S*?(['\"]?[)\]},.:;]*(?:\s|$))", r"\1?***\2", text)
 
 
 @contextmanager
 def reported(program: str) -> Iterator[None]:
-    """End the process with one clear message on a `UserError`, an `OSError` or ctrl-C; bugs keep their traceback."""
+    """End the process with one clear message on a `UserError`, an `OSError`, ctrl-C or where the memory does not do.
+
+    Bugs keep their traceback.
+    """
     try:
         yield
     except (UserError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL if isinstance(error, TemporaryError) else 1)
+    except RuntimeError as error:  # torch's, of a GPU's memory and of its machine's
+        if not re.search("out of memory|allocate memory", str(error)):
+            raise
+        print(f"{program}: error: out of memory, a smaller batch_size takes less: {error}", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)

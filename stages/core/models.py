@@ -12,36 +12,48 @@ from torch import Tensor, nn
 from stages.core import params
 from stages.core.errors import UserError
 
+MAX_WEIGHTS = 250_000_000  # in an ONNX file they take 1 GB, which is what onnx_model.py allows
+
 
 def build_model(config: params.Model, image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
     """A fresh network for images of `image_shape` (C, H, W), initialized from torch's global generator.
 
-    Raises `UserError` where such a network does not take such images.
+    Raises `UserError` where such a network does not take such images, or is too large.
     """
-    planes, height, width = image_shape
-    model: nn.Module
+    height, width = image_shape[1:]
     try:
-        match config:
-            case params.Mlp(hidden=hidden, dropout=dropout):
-                model = mlp([planes * height * width, *hidden, num_classes], dropout)
-            case params.ConvNet():
-                model = convnet(config, image_shape, num_classes)
-            case params.Vgg():
-                model = vgg(config, planes, num_classes)
-            case params.ResNet():
-                model = resnet(config, planes, num_classes)
-            case params.DenseNet():
-                model = densenet(config, planes, num_classes)
-            case params.Recurrent():
-                model = Recurrent(config, planes * width, num_classes)
-            case params.Transformer():
-                model = Transformer(config, image_shape, num_classes)
-            case params.WaveNet():
-                model = WaveNet(config, planes, num_classes)
+        with torch.device("meta"):  # takes no memory yet
+            weights = sum(weight.numel() for weight in fresh(config, image_shape, num_classes).parameters())
+        if weights > MAX_WEIGHTS:
+            raise UserError(f"a {config.name} like this has {weights:,} weights, allowed are {MAX_WEIGHTS:,}")
+        model = fresh(config, image_shape, num_classes)
         count_outputs(model, image_shape)
     except RuntimeError as error:
         raise UserError(f"a {config.name} like this does not take images of {height}x{width}: {error}") from None
     return model.train()
+
+
+def fresh(  # noqa: PLR0911  # one for each network
+    config: params.Model, image_shape: tuple[int, int, int], num_classes: int
+) -> nn.Module:
+    planes, height, width = image_shape
+    match config:
+        case params.Mlp(hidden=hidden, dropout=dropout):
+            return mlp([planes * height * width, *hidden, num_classes], dropout)
+        case params.ConvNet():
+            return convnet(config, image_shape, num_classes)
+        case params.Vgg():
+            return vgg(config, planes, num_classes)
+        case params.ResNet():
+            return resnet(config, planes, num_classes)
+        case params.DenseNet():
+            return densenet(config, planes, num_classes)
+        case params.Recurrent():
+            return Recurrent(config, planes * width, num_classes)
+        case params.Transformer():
+            return Transformer(config, image_shape, num_classes)
+        case params.WaveNet():
+            return WaveNet(config, planes, num_classes)
 
 
 def count_outputs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:

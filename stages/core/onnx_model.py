@@ -66,6 +66,19 @@ class OnnxModel:
         return logits_NK, probabilities_NK
 
 
+def is_proven(model: OnnxModel, metrics: Path) -> bool:
+    """Whether stage `parity` has left word in the folder `metrics` that this very file computes what was evaluated."""
+    try:
+        report = json.loads((metrics / "parity.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    match report:
+        case {"proven": True, "made_from": {"onnx": model.sha256}}:
+            return True
+        case _:
+            return False
+
+
 def describe(values: list[Any]) -> list[Any]:
     return [(value.name, value.type, value.shape) for value in values]
 

@@ -395,6 +395,8 @@ def override_params(path: Path, overrides: Mapping[str, Any]) -> None:
 
     Raises `UserError` for a field that is not in the file and for a value that is refused; the file is then untouched.
     """
+    from stages.core.artifacts import replacing  # noqa: PLC0415  # polars and pandera, which reading does not take
+
     yaml = YAML()
     yaml.preserve_quotes, yaml.width = True, 4096  # leave the other lines as they are
     content = parse_yaml(read_text(path), yaml, str(path))
@@ -411,7 +413,8 @@ def override_params(path: Path, overrides: Mapping[str, Any]) -> None:
     yaml.dump(content, text)
     parse_params(text.getvalue(), path)
     if overrides:
-        path.write_text(text.getvalue(), encoding="utf-8")
+        with replacing(path) as partial:
+            partial.write_text(text.getvalue(), encoding="utf-8")
 
 
 def explain(error: Any, content: Any) -> str:

@@ -48,17 +48,23 @@ def claimed(key: str) -> Iterator[Path | None]:
             yield None
             return
         yield path
-        path.unlink(missing_ok=True)
-        path.with_suffix(".lock").unlink()
+        forget(path)
+
+
+def forget(path: Path) -> None:
+    """Remove a checkpoint whose lock is held, a half-written one of a killed training, and the lock."""
+    for file in (path, path.with_suffix(".pt.partial"), path.with_suffix(".lock")):
+        file.unlink(missing_ok=True)
 
 
 def forget_old() -> None:
     for lock in FOLDER.glob("*.lock"):
         path = lock.with_suffix(".pt")
-        if time.time() - (path if path.exists() else lock).stat().st_mtime > KEPT_S:
-            with suppress(BlockingIOError), locked(lock):
-                path.unlink(missing_ok=True)
-                lock.unlink()
+        # another process may be removing the same
+        with suppress(FileNotFoundError, BlockingIOError):
+            if time.time() - (path if path.exists() else lock).stat().st_mtime > KEPT_S:
+                with locked(lock):
+                    forget(path)
 
 
 def save(content: dict[str, Any], path: Path) -> None:

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import psutil
 import torch
@@ -47,7 +47,10 @@ def fits(data: TensorDict, device: torch.device) -> bool:
 
 
 def free_memory() -> int:
-    """Bytes that this process may take, a container's limit respected (Linux's control groups, version 1 or 2)."""
+    """Bytes that this process may take, the limits of its container and of all around it respected.
+
+    Those are Linux's control groups, version 1 or 2.
+    """
     limits = [psutil.virtual_memory().available]
     groups = Path("/proc/self/cgroup")
     for line in groups.read_text().splitlines() if groups.exists() else []:
@@ -55,11 +58,10 @@ def free_memory() -> int:
         first = "memory" in controllers.split(",")
         root, name = ("memory", "memory.limit_in_bytes") if first else ("", "memory.max")
         # in a container its own group can be the root of what is mounted
-        for folder in (path.lstrip("/"), ""):
-            file = Path("/sys/fs/cgroup") / root / folder / name
+        for folder in (PurePosixPath(path), *PurePosixPath(path).parents):
+            file = Path("/sys/fs/cgroup") / root / folder.relative_to("/") / name
             if file.exists() and (limit := file.read_text().strip()).isdecimal():
                 limits.append(int(limit))
-                break
     return min(limits)
 
 

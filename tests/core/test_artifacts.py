@@ -1,11 +1,12 @@
 """An artifact is whole or not there at all."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
-from stages.core.artifacts import replacing, write_json
+from stages.core.artifacts import locked, replacing, write_json
 from stages.core.errors import UserError
 
 
@@ -92,3 +93,26 @@ def test_json_is_standard(tmp_path: Path, value: float) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json({"accuracy": value}, tmp_path / "values.json")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_whose_file_is_removed_is_none(tmp_path: Path) -> None:
+    """Who waited for it takes the new file, as one who comes later does."""
+    path, entered, leave = tmp_path / "lock", threading.Event(), threading.Event()
+
+    def wait_for_it() -> None:
+        with locked(path, wait=True):
+            entered.set()
+            leave.wait(60)
+
+    waiting = threading.Thread(target=wait_for_it)
+    with locked(path):
+        waiting.start()
+        assert not entered.wait(0.5)
+        path.unlink()
+    try:
+        assert entered.wait(60)
+        with pytest.raises(BlockingIOError), locked(path):
+            pass
+    finally:
+        leave.set()
+        waiting.join()

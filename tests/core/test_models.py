@@ -130,6 +130,12 @@ def test_images_too_small_are_refused(config: params.Model, height: int, width: 
         build_model(config, (1, height, width), 10)
 
 
+def test_a_network_too_large_for_an_onnx_file_is_refused() -> None:
+    large = params.Mlp(name="mlp", hidden=[8192] * 6, dropout=0.0)
+    with pytest.raises(UserError, match=r"^a mlp like this has 342,0\d\d,\d+ weights, allowed are"):
+        build_model(large, (1, 28, 28), 10)
+
+
 def test_patches_that_do_not_divide_the_image_are_refused() -> None:
     with pytest.raises(UserError, match=r"^patches of 4x4 do not divide images of 28x30$"):
         build_model(TRANSFORMER, (1, 28, 30), 10)

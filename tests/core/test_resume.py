@@ -99,7 +99,7 @@ def test_a_training_that_failed_is_kept() -> None:
 def test_old_ones_are_forgotten() -> None:
     week = time.time() - resume.KEPT_S - 1
     for name, age in (("old", week), ("fresh", time.time()), ("held", week)):
-        for suffix in (".lock", ".pt"):
+        for suffix in (".lock", ".pt", ".pt.partial"):
             path = resume.FOLDER / f"{name}{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
@@ -107,4 +107,4 @@ def test_old_ones_are_forgotten() -> None:
     with locked(resume.FOLDER / "held.lock"):
         os.utime(resume.FOLDER / "held.pt", (week, week))
         resume.forget_old()
-        assert {path.stem for path in resume.FOLDER.iterdir()} == {"fresh", "held"}
+        assert {path.name.partition(".")[0] for path in resume.FOLDER.iterdir()} == {"fresh", "held"}

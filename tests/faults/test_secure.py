@@ -198,6 +198,9 @@ def test_no_secret_in_a_refusal_of_yaml(tmp_path: Path, text: str) -> None:
         ("https://user:pass@host/a?token=x#y failed", "https://***@host/a?*** failed"),
         ("url='s3://key:p@ss/word@bucket/a'", "url='s3://***@bucket/a'"),
         ("https://a?x=1 and https://u@b", "https://a?*** and https://***@b"),
+        ("https://user:pa'ss@host/data", "https://***@host/data"),
+        ("https://user:pa#s?s@host", "https://***@host"),
+        ("'https://host/a?token=ab'cd', not there", "'https://host/a?***', not there"),
     ],
 )
 def test_redacted(text: str, safe: str) -> None:

@@ -2,6 +2,7 @@
 
 import gzip
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,12 @@ def test_what_is_damaged_becomes_a_row(folder: Path, tmp_path: Path) -> None:
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "short-idx3-ubyte").write_bytes((folder / "a-idx3-ubyte").read_bytes()[:-1])
     np.save(folder / "floats.npy", np.zeros((3, 28, 28)))
+    np.save(folder / "header.npy", np.zeros((3, 28, 28), np.uint8))
+    (folder / "header.npy").write_bytes((folder / "header.npy").read_bytes().replace(b"28)", b"28("))
+    np.savez(folder / "archive", images=np.zeros((3, 28, 28), np.uint8))
+    (folder / "archive.npz").rename(folder / "archive.npy")
+    (folder / "cut.npy").write_bytes((folder / "archive.npy").read_bytes()[:100])
+    (folder / "endless.gz").write_bytes(gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 2**32 - 1, 28, 28)))
     packed = gzip.compress(np.random.default_rng(1).bytes(28 * 28 * 40), mtime=0)
     whole = gzip.compress((folder / "a-idx3-ubyte").read_bytes()[:16] + gzip.decompress(packed), mtime=0)
     (folder / "e-cut.gz").write_bytes(whole[: len(whole) // 2])
@@ -92,13 +99,17 @@ def test_what_is_damaged_becomes_a_row(folder: Path, tmp_path: Path) -> None:
         "empty.jpg": "it is empty",
         "short-idx3-ubyte": "it has 31,375 bytes, its header says 31,376",
         "floats.npy": "it holds float64",
+        "header.npy": "it is no .npy file",
+        "archive.npy": "it is no .npy file",
+        "cut.npy": "it is no .npy file",
+        "endless.gz": "it ends before image 0 of 4,294,967,295",
         "e-cut.gz": "is damaged",
     }
     assert found.keys() == expected.keys()
     for name, reason in expected.items():
         assert reason in found[name]
     assert errors.filter(pl.col("file") == "e-cut.gz")["index"].item() == 16
-    assert errors.select(pl.col("label", "confidence", "unsure").null_count()).row(0) == (5, 5, 5)
+    assert errors.select(pl.col("label", "confidence", "unsure").null_count()).row(0) == (9, 9, 9)
 
 
 def test_killed_and_started_again(folder: Path, tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ WRONG: dict[str, tuple[str, bytes, int, str]] = {
     "a pixel as truth": (JSON, in_json(pixels(True)), 422, "a valid number"),
     "another size": (JSON, in_json(pixels(height=20)), 422, "allowed are 28 rows of 28 pixels"),
     "ragged rows": (JSON, in_json({"images": [[[0] * 28, [0] * 27] * 14]}), 422, "27 or 28"),
+    "millions of errors": (JSON, in_json(pixels(-1, 1000, 1000, 3)), 422, "greater than or equal to 0"),
     "no rows": (JSON, b'{"images": [[]]}', 422, "0 rows of no pixels, allowed are 28"),
 }  # fmt: skip
 

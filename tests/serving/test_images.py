@@ -186,6 +186,15 @@ def test_any_picture_gives_an_image(height: int, width: int, seed: int, dots: in
     assert image.dtype == np.uint8
 
 
+def test_specks_far_apart() -> None:
+    """Scaled in whole grey levels nothing would be left of them."""
+    picture = np.full((2000, 2000), 255, np.uint8)
+    picture[10:12, 10:12] = picture[1900:1902, 1900:1902] = 0
+    image = fit(picture, 28, 28)
+    assert (image > 200).sum() == 2
+    assert image.max() == 255
+
+
 def test_ink_of_any_proportions() -> None:
     line = np.full((3, 60_000), 255, np.uint8)
     line[1, 10:-10] = 0

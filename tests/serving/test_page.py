@@ -143,6 +143,9 @@ def test_a_digit_drawn_with_the_keyboard(browser: Browser, service: Service) -> 
     page, complaints, _ = visit(browser, service.url)
     page.keyboard.press("Tab")
     expect(page.locator("#pad")).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    expect(page.get_by_role("status")).to_have_text("46 % across, 50 % down")
+    page.keyboard.press("ArrowRight")
     for key in ["ArrowUp"] * 9 + ["ArrowLeft"] * 6 + ["Space"] + ["ArrowRight"] * 12 + ["ArrowDown"] * 18 + ["Space"]:
         page.keyboard.press(key)
     expect(page.locator("#label")).to_have_text("7")
@@ -151,6 +154,14 @@ def test_a_digit_drawn_with_the_keyboard(browser: Browser, service: Service) -> 
     expect(page.locator("#label")).to_have_text("")
     expect(page.get_by_role("status")).to_have_text("Cleared")
     assert complaints == []
+
+
+def test_the_pen_is_seen_when_the_keyboard_goes_on_after_the_mouse(browser: Browser, service: Service) -> None:
+    page = visit(browser, service.url).page
+    draw(page, DIGITS["1"])
+    expect(page.locator("#pen")).to_be_hidden()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#pen")).to_be_visible()
 
 
 def test_the_page_says_that_the_service_is_gone(browser: Browser, own_service: Service) -> None:
