@@ -11,6 +11,7 @@ Fails when the loss is not finite, the device is missing or one of several proce
 Shape suffixes: N images of a batch, S steps, C planes, H x W pixels, K classes.
 """
 
+import copy
 import hashlib
 import os
 import sqlite3
@@ -31,7 +32,7 @@ from tensordict import MemoryMappedTensor, TensorDict
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LRScheduler
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from stages.core import params, resume, schemas
 from stages.core.artifacts import alone, validate, write_table
@@ -58,14 +59,14 @@ class Training(NamedTuple):
     """What a step changes."""
 
     model: nn.Module
-    average: AveragedModel | None  # of the model's weights and statistics
+    average: nn.Module | None  # the same network with the moving average of the weights and statistics
     optimizer: torch.optim.Optimizer
     schedule: LRScheduler
 
     @property
     def result(self) -> nn.Module:
         """The model that the training is for."""
-        return self.model if self.average is None else self.average.module
+        return self.average or self.model
 
     def state_dict(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self._asdict().items() if part}
@@ -81,9 +82,15 @@ def start_training(recipe: params.Recipe, model: nn.Module, train_images: int) -
     steps = recipe.epochs * count_steps(recipe, train_images)
     optimizer = make_optimizer(model, recipe.optimizer)
     schedule = make_schedule(optimizer, recipe.schedule, steps)
-    decay = recipe.regularization.ema
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    average = copy.deepcopy(model) if recipe.regularization.ema else None
     return Training(model, average, optimizer, schedule)
+
+
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """One step of the exponential moving average. Torch's AveragedModel would wait for a GPU at each."""
+    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
+    averages, latest = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
+    get_ema_multi_avg_fn(decay)(averages, latest, 0)
 
 
 def batch_size_of(recipe: params.Recipe, train_images: int) -> int:
@@ -153,6 +160,9 @@ def assess(
     """Mean loss and accuracy on all of `data`, without augmentation and dropout."""
     rank, processes = group()
     model.eval()
+    if dist.is_initialized():
+        for statistics in model.buffers():  # each process has had its own; the first one's are saved
+            dist.broadcast(statistics, 0)
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     with torch.inference_mode():
         for start in range(rank * ASSESSED, len(data), processes * ASSESSED):
@@ -220,7 +230,7 @@ def fit(
             training.optimizer.zero_grad()
             training.schedule.step()
             if training.average:
-                training.average.update_parameters(training.model)
+                follow(training.average, training.model, recipe.regularization.ema)
             stepped()
         train_loss, train_correct = total(loss_sum, correct)
         with autocast:
@@ -323,7 +333,8 @@ def main() -> None:
         with joined(device) as own:
             run(knobs, own)
     except KeyboardInterrupt:
-        print("train: the next run goes on after the last finished epoch", flush=True)
+        if os.environ.get("RANK", "0") == "0":  # torchrun's
+            print("train: the next run goes on after the last finished epoch", flush=True)
         raise
 
 

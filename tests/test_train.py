@@ -186,6 +186,19 @@ def test_augmentation_is_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(precise)
 
 
+@pytest.mark.parametrize("model", OTHERS, ids=lambda model: model["name"])
+def test_bfloat16_computes_nearly_the_same(model: dict[str, Any]) -> None:
+    if model["name"] == "lstm" and train.autocast_dtype("auto", torch.device("cpu")) != torch.bfloat16:
+        pytest.skip("an LSTM takes bfloat16 on processors alone that have it")
+    slow = SGD | {"lr": 0.001}
+    rows = {
+        dtype: run_fit(make_recipe(model, precision=dtype, optimizer=slow))[0][0] for dtype in ("float32", "bfloat16")
+    }
+    for name in ("train_loss", "validation_loss"):
+        assert rows["bfloat16"][name] != rows["float32"][name]
+        assert rows["bfloat16"][name] == pytest.approx(rows["float32"][name], rel=0.05)
+
+
 def test_processes_share_a_batch_equally() -> None:
     recipe = make_recipe(MLP, batch_size=20)
     assert train.share_of_batch(recipe, 50, 4) == 5
@@ -291,14 +304,14 @@ def test_the_moving_average_is_calmer_than_the_weights() -> None:
     def note() -> None:
         assert training.average
         raw.append(torch.cat([weight.detach().flatten() for weight in training.model.parameters()]))
-        averaged.append(torch.cat([weight.detach().flatten() for weight in training.average.module.parameters()]))
+        averaged.append(torch.cat([weight.detach().flatten() for weight in training.average.parameters()]))
 
     list(train.fit(training, recipe, noisy_data()[:50], make_data(30, seed=2), 1, stepped=note))
     for before, now, weights in zip(averaged, averaged[1:], raw[1:], strict=False):
         torch.testing.assert_close(now, 0.9 * before + 0.1 * weights)
     moves = [sum(float((b - a).norm()) for a, b in pairwise(each)) for each in (raw, averaged)]
     assert moves[1] < moves[0]
-    assert training.result is training.average.module  # type: ignore[union-attr]
+    assert training.result is training.average
 
 
 @pytest.mark.parametrize("where", ["as tensors", "memory-mapped"])
@@ -533,6 +546,31 @@ def test_two_processes_match_one(normalized: Path, params: dict[str, Any], launc
     together = read_table(normalized / train.HISTORY, schemas.history())
     for name in ("train_loss", "validation_loss"):
         assert together[name].to_list() == pytest.approx(alone[name].to_list(), abs=1e-5)
+
+
+def test_two_processes_killed_go_on_to_the_same_bytes(normalized: Path, params: dict[str, Any]) -> None:
+    """With batch norm, whose statistics each process has of its own, and their moving average."""
+    params["train"]["processes"] = 2
+    settings = {"epochs": 30, "batch_size": 50, "model": CONVNET, "augmentation": OFF, "regularization": NONE}
+    choose(normalized, params, **settings | {"regularization": NONE | {"ema": 0.9}})
+    with start() as process:
+        assert process.wait() == 0, Path("train.log").read_text()
+    undisturbed = outputs(normalized)
+    model, manifest = load_checkpoint(normalized / train.MODEL)
+    validation = read_tensors(normalized / train.NORMALIZED / "validation", schemas.normalized(10, 0.5, 0.5))
+    kept = read_table(normalized / train.HISTORY, schemas.history()).row(manifest.epoch - 1, named=True)
+    loss, accuracy = train.assess(model, validation, manifest.settings.loss, torch.device("cpu"))
+    assert (loss, accuracy) == pytest.approx((kept["validation_loss"], kept["validation_accuracy"]), abs=1e-5)
+
+    with start() as process:
+        wait_for_line("train: epoch 3/", process)
+        started = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+        for each in started:
+            each.kill()
+    with start() as process:
+        assert process.wait() == 0, Path("train.log").read_text()
+    assert "goes on after epoch" in Path("train.log").read_text()
+    assert outputs(normalized) == undisturbed
 
 
 def test_a_process_that_dies_stops_the_others(normalized: Path, params: dict[str, Any]) -> None:

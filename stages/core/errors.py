@@ -29,9 +29,15 @@ def redacted(text: str) -> str:
     return re.sub(r"(://[^\s?#]*)[?#]\S*?(['\"]?[)\]},.:;]*(?:\s|$))", r"\1?***\2", text)
 
 
+MACHINE = {
+    "out of memory|allocate memory": "out of memory, a smaller batch_size takes less",
+    "create a primitive": "this processor cannot compute that in bfloat16, but with precision: float32",
+}
+
+
 @contextmanager
 def reported(program: str) -> Iterator[None]:
-    """End the process with one clear message on a `UserError`, an `OSError`, ctrl-C or where the memory does not do.
+    """End the process with one clear message on a `UserError`, an `OSError`, ctrl-C or what the machine cannot do.
 
     Bugs keep their traceback.
     """
@@ -40,11 +46,12 @@ def reported(program: str) -> Iterator[None]:
     except (UserError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL if isinstance(error, TemporaryError) else 1)
-    except RuntimeError as error:  # torch's, of a GPU's memory and of its machine's
-        if not re.search("out of memory|allocate memory", str(error)):
-            raise
-        print(f"{program}: error: out of memory, a smaller batch_size takes less: {error}", file=sys.stderr)
-        sys.exit(1)
+    except RuntimeError as error:  # torch's, which has no type of its own for these
+        for pattern, reason in MACHINE.items():
+            if re.search(pattern, str(error)):
+                print(f"{program}: error: {reason}: {error}", file=sys.stderr)
+                sys.exit(1)
+        raise
     except KeyboardInterrupt:
         print(f"{program}: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -7,12 +7,13 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from stages.core.runtime import full_float32
+
 
 def infer(model: nn.Module, data: TensorDict, device: torch.device, batch_size: int) -> Tensor:
     """Logits float32 [N, K] on the CPU, computed in float32."""
     model.to(device).eval()
-    # without TF32, which cuDNN's convolutions would use: parity compares these predictions with a CPU's
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.inference_mode(), full_float32():  # parity compares these predictions with a CPU's
         return torch.cat([model(batch["image"].to(device)).float().cpu() for batch in data.split(batch_size)])
 
 

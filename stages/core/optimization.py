@@ -54,7 +54,10 @@ def make_schedule(
             steps = max(steps, 3)
             warmup = max(warmup, 2 / steps)  # torch divides by the length of each leg
             peak = optimizer.param_groups[0]["lr"]
-            return lr_scheduler.OneCycleLR(optimizer, peak, total_steps=steps, pct_start=warmup)
+            turns_beta = "betas" in optimizer.defaults  # sgd keeps the momentum that its recipe names
+            return lr_scheduler.OneCycleLR(
+                optimizer, peak, total_steps=steps, pct_start=warmup, cycle_momentum=turns_beta
+            )
         case params.Cosine(warmup=warmup):
             up = min(round(warmup * steps), steps - 1)
             down = lr_scheduler.CosineAnnealingLR(optimizer, steps - up)

@@ -229,7 +229,10 @@ class Constant(Section):
 
 
 class OneCycle(Section):
-    """Smith & Topin 2018, arXiv 1708.07120: up to the optimizer's lr, then down to zero, within the training."""
+    """Smith & Topin 2018, arXiv 1708.07120: up to the optimizer's lr, then down to zero, within the training.
+
+    Adam's first beta goes the other way, from 0.95 to 0.85 and back.
+    """
 
     name: Literal["one_cycle"]
     warmup: Annotated[float, Field(gt=0, lt=1)]  # share of the steps spent going up

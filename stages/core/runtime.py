@@ -39,6 +39,18 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Without TF32, whose products have 10 bits, where a GPU would use it."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
 def fits(data: TensorDict, device: torch.device) -> bool:
     """Whether the data take at most half of the memory that is free: the other half is for the work on them."""
     size = data.bytes()

@@ -98,9 +98,10 @@ def test_shear_moves_along_the_rows() -> None:
     assert 3 < right.max() < 10 * 0.364 + 0.2  # the tangent of 20 degrees
 
 
-def test_elastic_bends_by_pixels() -> None:
-    images = torch.zeros((400, 1, 41, 41))
-    images[:, 0, 19:22, 19:22] = 1  # in the middle, where a knot lies
+@pytest.mark.parametrize("width", [41, 21])
+def test_elastic_bends_by_pixels(width: int) -> None:
+    images, middle = torch.zeros((400, 1, 41, width)), width // 2  # where a knot lies
+    images[:, 0, 19:22, middle - 1 : middle + 2] = 1
     moved = centres(change(images, elastic=2.0))
     assert moved.std(0).tolist() == pytest.approx([2.0, 2.0], rel=0.3)
     assert moved.mean(0).abs().max() < 0.4

@@ -72,6 +72,20 @@ def test_one_cycle_peaks_at_the_rate_and_ends_near_zero(warmup: float) -> None:
     assert 0 <= found[-1] < 0.1 / 1000
 
 
+def test_one_cycle_keeps_the_momentum_of_sgd_and_turns_that_of_adam() -> None:
+    cycle = params.OneCycle(name="one_cycle", warmup=0.25)
+    sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.3, "nesterov": False, "weight_decay": 0.0}
+    adamw = {"name": "adamw", "lr": 0.1, "weight_decay": 0.0}
+    for settings, name, expected in ((sgd, "momentum", [0.3, 0.3]), (adamw, "betas", [0.95, 0.85])):
+        optimizer = make_optimizer(mlp([2, 2]), OPTIMIZERS.validate_python(settings))
+        schedule, found = make_schedule(optimizer, cycle, steps=8), []
+        for _ in range(2):
+            found.append(optimizer.param_groups[0][name])
+            optimizer.step()
+            schedule.step()
+        assert [value if name == "momentum" else value[0] for value in found] == pytest.approx(expected)
+
+
 @pytest.mark.parametrize("warmup", [0.0, 0.2])
 def test_cosine_rises_in_a_line_and_falls_to_near_zero(warmup: float) -> None:
     found = rates(params.Cosine(name="cosine", warmup=warmup), steps=100)
