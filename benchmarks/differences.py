@@ -13,7 +13,7 @@ import torch
 from tensordict import TensorDict
 
 from benchmarks.recipes import ready_to_train
-from benchmarks.report import PROJECT, conditions, table, write
+from benchmarks.report import PROJECT, table, write
 from stages.core.checkpoint import load_checkpoint
 from stages.core.inference import infer
 from stages.core.params import PARAMS, override_params
@@ -76,12 +76,11 @@ def main() -> None:
     head = ["condition", "weights: largest difference", "logits: largest difference",
             f"other labels, of {len(test):,}", "test accuracy"]  # fmt: skip
     text = [
-        conditions("torch"),
         "Recipe `convnet` on MNIST, float32 on this processor, one run each, compared with the first row. The older"
         f" processor is this one with {', '.join(f'`{name}={value}`' for name, value in OLD_PROCESSOR.items())}.",
         table(head, rows),
     ]
-    write("differences", "What other sums make of a model", text, results)
+    write("differences", "What other sums make of a model", ("torch",), text, results)
 
 
 if __name__ == "__main__":

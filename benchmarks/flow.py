@@ -18,7 +18,7 @@ from statistics import median
 
 import httpx
 
-from benchmarks.report import PROJECT, conditions, spread, table, write
+from benchmarks.report import PROJECT, spread, table, write
 from flows import leash
 from flows.graph import read_graph
 
@@ -112,11 +112,10 @@ def main() -> None:
         results[stages] = pairs(arguments.full_runs, pipeline, env, "--force")
     head = ["", "flow, process", "flow run in it", "`dvc repro`", "flow more, median", "pairs"]
     text = [
-        conditions("prefect", "dvc", "torch"),
         "Wall seconds: median (smallest to largest).",
         table(head, [row(what, times) for what, times in results.items()]),
     ]
-    write("flow", "Flow against `dvc repro`", text, results)
+    write("flow", "Flow against `dvc repro`", ("prefect", "dvc", "torch"), text, results)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import numpy as np
 import onnxruntime
 import torch
 
-from benchmarks.report import PROJECT, conditions, table, write
+from benchmarks.report import PROJECT, table, write
 from stages.core.checkpoint import Manifest
 from stages.core.models import build_model
 from stages.core.params import PARAMS, load_params
@@ -114,12 +114,11 @@ def main() -> None:
     ]
     head = ["recipe", "", "threads", "batch 1: p50, us", "p99, us", "batch 256: images/s"]
     text = [
-        conditions("torch", "onnxruntime"),
         f"The exported function, raw pixels to logits and probabilities, in float32. {ROUNDS} rounds in turn of 1,000"
         " calls with one image and 40 with 256.",
         table(head, rows),
     ]
-    write("inference", "ONNX Runtime against PyTorch", text, results)
+    write("inference", "ONNX Runtime against PyTorch", ("torch", "onnxruntime"), text, results)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.memory import control_group
-from benchmarks.report import PROJECT, conditions, table, write
+from benchmarks.report import PROJECT, table, write
 from flows.graph import read_graph
 from flows.workspace import isolated
 from stages.core.artifacts import remove
@@ -70,14 +70,17 @@ def main() -> None:
             print(f"{stage}: {needs[stage].limit / 1e9:.2f} GB, {needs[stage].seconds:.0f} s", flush=True)
     rows = [[stage, f"{need.limit / 1e9:.2f}", f"{need.seconds:.0f}"] for stage, need in needs.items()]
     text = [
-        conditions("torch", "onnxruntime", "dvc"),
         f"Each stage by `dvc repro --force`, recipe `{recipe}` for one epoch, in a control group that counts its"
         f" processes and the pages of the files that they read and write; the limit is raised by {STEP / 1e9} GB until"
         " the stage passes.",
         table(["stage", "least memory limit, GB", "seconds under it"], rows),
     ]
     write(
-        "least_memory", "The least memory of each stage", text, {stage: need._asdict() for stage, need in needs.items()}
+        "least_memory",
+        "The least memory of each stage",
+        ("torch", "onnxruntime", "dvc"),
+        text,
+        {stage: need._asdict() for stage, need in needs.items()},
     )
 
 

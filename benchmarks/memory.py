@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from tensordict import TensorDict
 
-from benchmarks.report import PROJECT, conditions, table, write
+from benchmarks.report import PROJECT, table, write
 from stages import train
 from stages.core.params import PARAMS, override_params
 from stages.core.sums import record
@@ -102,12 +102,11 @@ def main() -> None:
     results = {"limit_bytes": limit, "data_bytes": count * IMAGE_BYTES, "peak_bytes": peak, "seconds": seconds}
     cells = [f"{results[name] / 1e9:.2f}" for name in ("data_bytes", "limit_bytes", "peak_bytes")]
     text = [
-        conditions("torch", "tensordict"),
         "Stage `train`, an MLP, one epoch, with all checks and the sums of the data, in a control group that counts the"
         " process and its files' pages.",
         table(["data, GB", "memory limit, GB", "peak, GB", "seconds"], [[*cells, f"{seconds:.0f}"]]),
     ]
-    write("memory", "Data ten times the size of memory", text, results)
+    write("memory", "Data ten times the size of memory", ("torch", "tensordict"), text, results)
 
 
 if __name__ == "__main__":

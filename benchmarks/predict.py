@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 from PIL import Image
 
-from benchmarks.report import PROJECT, conditions, table, write
+from benchmarks.report import PROJECT, table, write
 from serving.images import decode, fit
 from stages.core.datasets import RAW, read_raw, write_idx
 
@@ -72,11 +72,10 @@ def main() -> None:
         add("PNG", PNGS, *predict(folder / "png", folder / "out-png"))
         add("PNG, decoded and fitted only", PNGS, decode_only(folder / "png"), None)
     text = [
-        conditions("onnxruntime", "polars", "pillow"),
         "The whole process, imports and the writing of both tables inside; one run each, the model of the last run.",
         table(["input", "images", "seconds", "images/s", "peak memory, MB"], rows),
     ]
-    write("predict", "Predictions from files", text, results)
+    write("predict", "Predictions from files", ("onnxruntime", "polars", "pillow"), text, results)
 
 
 if __name__ == "__main__":

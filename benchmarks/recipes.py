@@ -20,7 +20,7 @@ from typing import Any
 import onnxruntime
 import torch
 
-from benchmarks.report import PROJECT, conditions, table, write
+from benchmarks.report import PROJECT, path_of, table, write
 from stages.core import sums
 from stages.core.checkpoint import load_checkpoint
 from stages.core.params import PARAMS, load_params, override_params
@@ -90,20 +90,21 @@ def latency(onnx: Path, runs: int = 2000) -> float:
 
 
 def main() -> None:
-    known = list(load_params(PROJECT / PARAMS).recipes)
+    recipes = load_params(PROJECT / PARAMS).recipes
+    known = list(recipes)
     parser = ArgumentParser("python -m benchmarks.recipes", description=__doc__)
     parser.add_argument("recipes", nargs="*", default=known, help="default: all")
     parser.add_argument("--seeds", type=int, default=1, help="1 to this, of each recipe (default: 1)")
     parser.add_argument("--accurate-seeds", type=int, default=3, help="the same for `accurate` and `mlp` (default: 3)")
     arguments = parser.parse_args()
-    kept = PROJECT / "benchmarks/recipes.json"
-    results: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text()) if kept.exists() else {}
-    code = git_tree(PROJECT / "stages").hex()
-    results = {name: runs for name, runs in results.items() if runs[0].get("code") == code}  # else of other code
+    kept, code = path_of("recipes", "json"), git_tree(PROJECT / "stages").hex()
+    results: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text())["results"] if kept.exists() else {}
+    of = {name: {"code": code, "settings": recipe.model_dump()} for name, recipe in recipes.items()}
+    results = {name: runs for name, runs in results.items() if name in of and of[name].items() <= runs[0].items()}
     with ready_to_train() as folder:
         for recipe in arguments.recipes:
             seeds = arguments.accurate_seeds if recipe in ("accurate", "mlp") else arguments.seeds
-            results[recipe] = [{"code": code} | run_pipeline(folder, recipe, seed) for seed in range(1, seeds + 1)]
+            results[recipe] = [of[recipe] | run_pipeline(folder, recipe, seed) for seed in range(1, seeds + 1)]
             report({name: results[name] for name in known if name in results})
 
 
@@ -128,13 +129,12 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
     head = ["recipe", "parameters", "epochs", "s an epoch", "stage `train`, s", "seeds", "test accuracy, %", "F1",
             "parity: largest difference", "ONNX, kB", "batch 1, us"]  # fmt: skip
     text = [
-        conditions("torch", "onnxruntime"),
         "Each row: train, evaluate, export and parity as processes on MNIST, 55,000 training images, the epoch chosen"
         " on 5,000 validation images; means over the seeds, medians of the times. Seconds an epoch are with the"
         " validation; those of the stage also with imports and checks. Latency: ONNX Runtime, one thread, one image.",
         table(head, rows),
     ]
-    write("recipes", "Every recipe", text, results)
+    write("recipes", "Every recipe", ("torch", "onnxruntime"), text, results)
 
 
 if __name__ == "__main__":

@@ -37,9 +37,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows))
 
 
-def write(name: str, title: str, text: Sequence[str], results: Any) -> None:
-    """benchmarks/NAME.md and benchmarks/NAME.json; the first is printed, too."""
-    page = "\n\n".join([f"# {title}, {datetime.now(UTC):%Y-%m-%d}", *text]) + "\n"
-    (PROJECT / "benchmarks" / f"{name}.md").write_text(page)
-    (PROJECT / "benchmarks" / f"{name}.json").write_text(json.dumps(results, indent=2) + "\n")
+def path_of(name: str, suffix: str) -> Path:
+    """With a GPU the files are others: neither machine's figures replace the other's."""
+    return PROJECT / "benchmarks" / f"{name}{'-cuda' if torch.cuda.is_available() else ''}.{suffix}"
+
+
+def write(name: str, title: str, packages: Sequence[str], text: Sequence[str], results: Any) -> None:
+    """benchmarks/NAME.md and benchmarks/NAME.json, both with the versions of `packages`; the first is printed, too."""
+    date, measured_on = f"{datetime.now(UTC):%Y-%m-%d}", conditions(*packages)
+    page = "\n\n".join([f"# {title}, {date}", measured_on, *text]) + "\n"
+    path_of(name, "md").write_text(page)
+    found = {"date": date, "conditions": measured_on, "results": results}
+    path_of(name, "json").write_text(json.dumps(found, indent=2) + "\n")
     print(page)

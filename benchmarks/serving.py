@@ -19,7 +19,7 @@ import psutil
 from PIL import Image
 
 from benchmarks.recipes import latency
-from benchmarks.report import PROJECT, conditions, spread, table, write
+from benchmarks.report import PROJECT, spread, table, write
 from serving.app import ONNX
 from stages.core.datasets import RAW, read_raw
 
@@ -108,7 +108,6 @@ def main() -> None:
         for result in results
     ]
     text = [
-        conditions("onnxruntime", "uvicorn", "fastapi"),
         "One 28x28 PNG a request, recipe of the last run; the client shares the cores with the service.",
         table(["connections", "requests", "errors", "requests/s", "p50, ms", "p99, ms"], rows),
         f"The model alone takes {model_ms:.2f} ms for one image: answering several requests together could"
@@ -119,6 +118,7 @@ def main() -> None:
     write(
         "serving",
         "The service under load",
+        ("onnxruntime", "uvicorn", "fastapi"),
         text,
         {"starts": starts, "rss": [before, after], "model_ms": model_ms, "load": results},
     )

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tensordict import TensorDict
 
-from benchmarks.report import PROJECT, conditions, spread, table, write
+from benchmarks.report import PROJECT, spread, table, write
 from stages import train
 from stages.core import params
 from stages.core.models import build_model
@@ -83,13 +83,12 @@ def main() -> None:
         ])  # fmt: skip
     head = ["goal", "test accuracy, %: mean", "training, s: median", "process, s: median", "recipe `convnet`, but"]
     text = [
-        conditions("torch"),
         f"Seeds 1 to {arguments.seeds}, 55,000 training images; smallest to largest in brackets. The training clock has"
         " augmentation, validation and just-in-time compilation inside, imports and loading outside; the process clock"
         " has all inside.",
         table(head, rows),
     ]
-    write("speed", "Time to 99 % and 99.5 %", text, results)
+    write("speed", "Time to 99 % and 99.5 %", ("torch",), text, results)
 
 
 if __name__ == "__main__":

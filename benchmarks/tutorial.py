@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
-from benchmarks.report import PROJECT, conditions, spread, table, write
+from benchmarks.report import PROJECT, spread, table, write
 from stages import train
 from stages.core import params
 from stages.core.models import build_model
@@ -94,13 +94,12 @@ def main() -> None:
         )
     ]
     text = [
-        conditions("torch", "torchvision"),
         f"MLP 784-128-64-10, SGD, batches of {recipe.batch_size}, {recipe.epochs} epochs of {len(ids):,} images,"
         f" seeds 1 to {runs}, in turn; median (smallest to largest). Imports and the opening of the data are outside.",
         table(["", "seconds of training", "test accuracy, %"], rows),
         f"**{median(ratio):.0f} times faster** ({min(ratio):.1f} to {max(ratio):.1f}).",
     ]
-    write("tutorial", "The tutorial's loop against recipe `article`", text, results)
+    write("tutorial", "The tutorial's loop against recipe `article`", ("torch", "torchvision"), text, results)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from stages.core.datasets import normalize_pixels
 from stages.core.errors import UserError
 from stages.core.models import build_model, mlp
 from stages.core.optimization import l1_norm
+from stages.core.runtime import autocast_dtype
 from stages.core.tensors import read_tensors
 from tests.conftest import PROJECT, Clone, make_images, write_params
 from tests.core.test_models import DENSENET, GRU, LSTM, RESNET, TRANSFORMER, VGG_
@@ -188,7 +189,7 @@ def test_augmentation_is_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("model", OTHERS, ids=lambda model: model["name"])
 def test_bfloat16_computes_nearly_the_same(model: dict[str, Any]) -> None:
-    if model["name"] == "lstm" and train.autocast_dtype("auto", torch.device("cpu")) != torch.bfloat16:
+    if model["name"] == "lstm" and autocast_dtype("auto", torch.device("cpu")) != torch.bfloat16:
         pytest.skip("an LSTM takes bfloat16 on processors alone that have it")
     slow = SGD | {"lr": 0.001}
     rows = {

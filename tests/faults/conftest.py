@@ -125,8 +125,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         return
     if LONG:
         results = {"faults": {name: asdict(count) for name, count in FAULTS.counts.items()}, "untried": FAULTS.reasons}
-        text = [report.conditions("dvc", "prefect", "torch", "onnxruntime"), *FAULTS.table()]
-        report.write("faults", "Faults injected", text, results)
+        packages = ("dvc", "prefect", "torch", "onnxruntime")
+        report.write("faults", "Faults injected", packages, FAULTS.table(), results)
     else:
         terminalreporter.section("faults injected")
         terminalreporter.write("\n\n".join(FAULTS.table()) + "\n")
