@@ -59,8 +59,9 @@ def describe(device: torch.device) -> str:
 
 
 def processor() -> str:
-    """The name that the processor gives itself."""
+    """The name that the processor gives itself, and which of its instructions PyTorch uses: sums depend on them."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor() or platform.machine())
+    name = next(named, platform.processor() or platform.machine())
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
