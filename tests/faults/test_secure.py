@@ -31,9 +31,8 @@ from tests.test_download import Trap
 LOADERS = {
     "torch.load": ("weights_only", True),
     "load_memmap": ("allow_pickle", False),
-    "np.load": ("allow_pickle", False),
 }
-FORBIDDEN = {"eval", "exec", "pickle.load", "pickle.Unpickler", "marshal.loads", "yaml.unsafe_load", "shelve.open"}
+FORBIDDEN = {"eval", "exec", "np.load", "pickle.load", "pickle.Unpickler", "marshal.loads", "yaml.unsafe_load", "shelve.open"}
 
 
 def calls(module: Path) -> Iterator[tuple[str, ast.Call]]:
