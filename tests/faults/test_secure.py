@@ -32,7 +32,16 @@ LOADERS = {
     "torch.load": ("weights_only", True),
     "load_memmap": ("allow_pickle", False),
 }
-FORBIDDEN = {"eval", "exec", "np.load", "pickle.load", "pickle.Unpickler", "marshal.loads", "yaml.unsafe_load", "shelve.open"}
+FORBIDDEN = {
+    "eval",
+    "exec",
+    "np.load",
+    "pickle.load",
+    "pickle.Unpickler",
+    "marshal.loads",
+    "yaml.unsafe_load",
+    "shelve.open",
+}
 
 
 def calls(module: Path) -> Iterator[tuple[str, ast.Call]]:
