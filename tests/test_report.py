@@ -1,7 +1,11 @@
 """The report of tiny runs, read by a real browser; the model card as text."""
 
 import json
+import os
+import random
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +18,7 @@ from stages.core import schemas
 from stages.core.artifacts import read_table, write_table
 from stages.core.errors import UserError
 from stages.core.sums import record
-from tests.conftest import tiny_params, write_params
+from tests.conftest import PROJECT, tiny_params, write_params
 
 HOSTILE = "<img src=x onerror=alert(1)> | </script>"
 CHARTS = ["accuracy", "balance", "brightness", "calibration", "confidences", "confusion", "loss"]
@@ -204,3 +208,26 @@ def test_stage_that_has_not_run_is_named(ready: Path) -> None:
     Path("artifacts/sums/parity.sha256").unlink()
     with pytest.raises(UserError, match="stage 'parity' has not run to its end"):
         report.main()
+
+
+def test_the_calibration_is_the_same_with_any_number_of_threads(tmp_path: Path) -> None:
+    """Polars takes the number when it is loaded."""
+    draw = random.Random(1)
+    pl.DataFrame(
+        {"label": 1, "prediction": [draw.randint(0, 1) for _ in range(5000)]}
+        | {"confidence": [round(draw.random(), 6) for _ in range(5000)]}
+    ).write_parquet(tmp_path / "predictions.parquet")
+    code = (
+        "import json, polars; from stages.core.charts import calibration;"
+        "print(polars.thread_pool_size(), json.dumps(calibration(polars.read_parquet('predictions.parquet'))))"
+    )
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=tmp_path,
+            env=os.environ | {"POLARS_MAX_THREADS": threads, "PYTHONPATH": str(PROJECT)},
+        ).stdout
+        for threads in ("1", "3")
+    ]  # fmt: skip
+    assert told[0].startswith("1 ")
+    assert told[1].startswith("3 ")
+    assert told[0][2:] == told[1][2:]

@@ -83,10 +83,12 @@ def binned(predictions: pl.DataFrame, bins: int) -> pl.DataFrame:
 
 def calibration(predictions: pl.DataFrame) -> dict[str, Any]:
     """How often the model is right, by how confident it says it is (reliability diagram)."""
+    # in whole numbers: a sum of floats depends on the number of threads
+    millionths = (pl.col("confidence") * 1e6).round().cast(pl.Int64)
     rows = (
         binned(predictions, CALIBRATION_BINS)
         .group_by("bin")
-        .agg(pl.col("confidence").mean(), accuracy=pl.col("right").mean(), images=pl.len())
+        .agg(confidence=millionths.sum() / pl.len() / 1e6, accuracy=pl.col("right").mean(), images=pl.len())
         .sort("bin")
     )
     whole = alt.Scale(domain=[0, 1])
