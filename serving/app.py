@@ -36,10 +36,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import body
 from serving.live_model import LiveModel
 from stages.core.errors import UserError, reported
-from stages.core.onnx_model import OnnxModel, is_proven
+from stages.core.onnx_model import METRICS, OnnxModel, is_proven
 
 ONNX = Path("artifacts/onnx/model.onnx")
-METRICS = Path("artifacts/metrics")
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 CONNECTIONS = 64  # at once; others get 503: each may send a body as large as is allowed
 GRACE_S = 5  # for requests under way when the service ends

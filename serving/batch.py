@@ -27,9 +27,8 @@ from PIL import Image
 from serving.images import MAX_PIXELS, decode, fit, white_on_black
 from stages.core.artifacts import locked, remove, replacing, write_json, write_table
 from stages.core.errors import UserError
-from stages.core.onnx_model import OnnxModel, is_proven
+from stages.core.onnx_model import METRICS, OnnxModel, is_proven
 
-METRICS = Path("artifacts/metrics")
 PICTURES = (".png", ".jpg", ".jpeg")
 MAX_BYTES = 8 * MAX_PIXELS  # of a picture's file: PNG has at most 8 bytes a pixel
 MAX_BATCH = 65536

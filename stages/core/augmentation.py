@@ -50,13 +50,18 @@ def augment(
     surfaces_BHW = affine_surfaces(height, width, device)
     if config.elastic:
         knots_N2K = torch.randn((shares * count, 2, KNOTS**2), generator=generator, device=device)[mine]
-        pixel_21 = torch.tensor([[2 / width], [2 / height]], device=device)
-        weights_N2B = torch.cat([weights_N2B, knots_N2K * (config.elastic * pixel_21)], dim=2)
+        weights_N2B = torch.cat([weights_N2B, knots_N2K * (config.elastic * pixel(height, width, device))], dim=2)
         surfaces_BHW = torch.cat([surfaces_BHW, elastic_surfaces(height, width, device)])
     with full_float32():  # less is too coarse for places in an image
         grid_N2P = weights_N2B @ surfaces_BHW.flatten(1)
     grid_NHW2 = grid_N2P.transpose(1, 2).view(-1, height, width, 2)
     return F.grid_sample(images_NCHW, grid_NHW2, padding_mode="border", align_corners=False)
+
+
+@cache
+def pixel(height: int, width: int, device: torch.device) -> Tensor:
+    """Its width and its height, float32 [2, 1], where the image reaches from -1 to 1 each way."""
+    return torch.tensor([[2 / width], [2 / height]], device=device)
 
 
 @cache

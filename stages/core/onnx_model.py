@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from stages.core.errors import UserError
 
 MAX_BYTES = 1 << 30
+METRICS = Path("artifacts/metrics")
 Found = TypeVar("Found", bound=Message)
 STANDARD = ("", "ai.onnx")  # two names of the domain whose operators the ONNX standard defines
 
