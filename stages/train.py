@@ -328,7 +328,6 @@ def main() -> None:
     device = pick_device(knobs.device)
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, where a recipe is in float32
-    launch("stages.train", knobs.train.processes, device)
     try:
         with joined(device) as own:
             run(knobs, own)
@@ -432,5 +431,7 @@ def save(
 
 
 if __name__ == "__main__":
-    with reported("train"), timed("train"), alone("train"):
-        main()
+    with reported("train"):
+        if not launch("stages.train", params.load_params()):
+            with timed("train"), alone("train"):
+                main()

@@ -1,7 +1,7 @@
 """What the machine decides: device, precision, memory and processes."""
 
 import os
-import sys
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -9,9 +9,13 @@ from pathlib import Path, PurePosixPath
 import psutil
 import torch
 import torch.distributed as dist
+import torch.distributed.run as torchrun
 from tensordict import TensorDict
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from stages.core.errors import UserError
+from stages.core.params import Params
 
 
 def pick_device(name: str) -> torch.device:
@@ -87,18 +91,29 @@ def group() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def launch(module: str, processes: int, device: torch.device) -> None:
-    """Go on as `torchrun` with so many processes on this machine, unless it is one or torchrun has started this one."""
+def launch(module: str, knobs: Params) -> bool:
+    """Run `module` in `train.processes` processes; False where that is one, or torchrun has started this one.
+
+    Raises `UserError` where one of them dies; torchrun has then ended the others.
+    """
+    processes, device = knobs.train.processes, pick_device(knobs.device)
     if processes == 1 or dist.is_torchelastic_launched():
-        return
+        return False
     allowed = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, processes)
     if processes > allowed:
         raise UserError(
             f"params.yaml: train.processes: found {processes}, this machine has {allowed} {device.type} device"
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    os.execv(sys.executable, [*torchrun, "-m", module])  # noqa: S606  # nothing of it comes from outside
+    try:
+        torchrun.main(["--standalone", f"--nproc-per-node={processes}", "-m", module])
+    except SignalException as error:
+        raise KeyboardInterrupt if error.sigval == signal.SIGINT else SystemExit(128 + error.sigval) from None
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        ended = f"was killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else "failed"
+        raise UserError(f"process {rank} of 0 to {processes - 1} {ended}, the others have been ended") from None
+    return True
 
 
 @contextmanager
