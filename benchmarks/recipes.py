@@ -13,6 +13,7 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -20,11 +21,10 @@ from typing import Any
 import onnxruntime
 import torch
 
-from benchmarks.report import PROJECT, path_of, table, write
+from benchmarks.report import PROJECT, path_of, revision, table, write
 from stages.core import sums
 from stages.core.checkpoint import load_checkpoint
 from stages.core.params import PARAMS, load_params, override_params
-from stages.core.provenance import git_tree
 
 STAGES = ("train", "evaluate", "export", "parity")
 
@@ -97,14 +97,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="1 to this, of each recipe (default: 1)")
     parser.add_argument("--accurate-seeds", type=int, default=3, help="the same for `accurate` and `mlp` (default: 3)")
     arguments = parser.parse_args()
-    kept, code = path_of("recipes", "json"), git_tree(PROJECT / "stages").hex()
+    kept = path_of("recipes", "json")
     results: dict[str, list[dict[str, Any]]] = json.loads(kept.read_text())["results"] if kept.exists() else {}
-    of = {name: {"code": code, "settings": recipe.model_dump()} for name, recipe in recipes.items()}
-    results = {name: runs for name, runs in results.items() if name in of and of[name].items() <= runs[0].items()}
+    settings = {name: recipe.model_dump() for name, recipe in recipes.items()}
+    results = {name: runs for name, runs in results.items() if settings.get(name) == runs[0]["settings"]}
     with ready_to_train() as folder:
         for recipe in arguments.recipes:
             seeds = arguments.accurate_seeds if recipe in ("accurate", "mlp") else arguments.seeds
-            results[recipe] = [of[recipe] | run_pipeline(folder, recipe, seed) for seed in range(1, seeds + 1)]
+            measured = {"settings": settings[recipe], "revision": revision(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+            results[recipe] = [measured | run_pipeline(folder, recipe, seed) for seed in range(1, seeds + 1)]
             report({name: results[name] for name in known if name in results})
 
 
@@ -125,13 +126,15 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
             f"{max(run['max_abs_diff'] for run in runs):.0e}",
             f"{runs[0]['onnx_bytes'] / 1e3:,.0f}",
             f"{median(run['latency_us'] for run in runs):.0f}",
+            f"{runs[0]['date']}, {runs[0]['revision']}",
         ])  # fmt: skip
     head = ["recipe", "parameters", "epochs", "s an epoch", "stage `train`, s", "seeds", "test accuracy, %", "F1",
-            "parity: largest difference", "ONNX, kB", "batch 1, us"]  # fmt: skip
+            "parity: largest difference", "ONNX, kB", "batch 1, us", "measured"]  # fmt: skip
     text = [
         "Each row: train, evaluate, export and parity as processes on MNIST, 55,000 training images, the epoch chosen"
         " on 5,000 validation images; means over the seeds, medians of the times. Seconds an epoch are with the"
-        " validation; those of the stage also with imports and checks. Latency: ONNX Runtime, one thread, one image.",
+        " validation; those of the stage also with imports and checks. Latency: ONNX Runtime, one thread, one image."
+        " Measured: the day, and the revision of the code; a row stays while its recipe stays as it is.",
         table(head, rows),
     ]
     write("recipes", "Every recipe", ("torch", "onnxruntime"), text, results)

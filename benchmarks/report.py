@@ -18,13 +18,16 @@ from stages.core.provenance import processor
 PROJECT = Path(__file__).parent.parent
 
 
+def revision() -> str:
+    return subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, text=True).strip()
+
+
 def conditions(*packages: str) -> str:
     """The machine, the versions and the revision in one line."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
-    revision = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, text=True).strip()
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     machine = f"{os.cpu_count()} cores ({processor()}){gpu}"
-    return f"{machine}, Python {platform.python_version()}, {versions}; revision {revision}."
+    return f"{machine}, Python {platform.python_version()}, {versions}; revision {revision()}."
 
 
 def spread(values: Sequence[float], digits: int = 1, unit: str = "") -> str:

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -40,7 +41,7 @@ CPU = torch.device("cpu")
 LOSS = params.CrossEntropy(name="cross_entropy", label_smoothing=0.0)
 MLP = {"name": "mlp", "hidden": [64], "dropout": 0.0}
 CONVNET = {"name": "convnet", "channels": [[8], [16]], "stem": "pool", "head": "flatten", "dropout": 0.0}
-WAVENET = SHORT_WAVENET.model_copy(update={"layers": 9, "channels": 16})  # its last places see nearly all of an image
+WAVENET = SHORT_WAVENET.model_copy(update={"stride": 7, "layers": 7, "channels": 16})  # its last steps see all
 OTHERS = [config.model_dump() for config in (VGG_, RESNET, DENSENET, LSTM, GRU, TRANSFORMER, WAVENET)]
 OFF = {"shift": 0, "rotation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0}
 NONE = {"l1": 0.0, "ema": 0.0, "patience": 0}
@@ -530,6 +531,36 @@ def test_ctrl_c_ends_with_a_word_on_how_to_go_on(normalized: Path, params: dict[
         assert process.wait(timeout=30) == 130
     told = Path("train.log").read_text()
     assert "the next run goes on after the last finished epoch" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_compiled_it_learns_the_same(normalized: Path, params: dict[str, Any]) -> None:
+    choose(normalized, params, epochs=3, optimizer=SGD)
+    train.main()
+    eager = read_table(normalized / train.HISTORY, schemas.history())
+    params["train"]["compile"] = "default"
+    write_params(params, normalized)
+    with start() as process:
+        assert process.wait() == 0, Path("train.log").read_text()
+    compiled = read_table(normalized / train.HISTORY, schemas.history())
+    for name in ("train_loss", "validation_loss"):
+        assert compiled[name].to_list() == pytest.approx(eager[name].to_list(), abs=1e-4)
+    assert ", compiled (default), " in load_checkpoint(normalized / train.MODEL)[1].trained_on
+
+
+def test_compile_without_a_compiler_is_refused(
+    normalized: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    params["train"]["compile"] = "default"
+    choose(normalized, params, epochs=1)
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    with start() as process:
+        assert process.wait() == 1
+    told = Path("train.log").read_text()
+    assert (
+        "train: error: train.compile needs a C++ compiler, and Triton on a GPU; without them it has to be off" in told
+    )
     assert "Traceback" not in told
 
 

@@ -31,6 +31,7 @@ def redacted(text: str) -> str:
 
 MACHINE = {
     "out of memory|allocate memory": "out of memory, a smaller batch_size takes less",
+    r"C\+\+ compiler|triton": "train.compile needs a C++ compiler, and Triton on a GPU; without them it has to be off",
     "create a primitive": "this processor cannot compute that in bfloat16, but with precision: float32",
 }
 

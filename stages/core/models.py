@@ -53,7 +53,7 @@ def fresh(  # noqa: PLR0911  # one for each network
         case params.Transformer():
             return Transformer(config, image_shape, num_classes)
         case params.WaveNet():
-            return WaveNet(config, planes, num_classes)
+            return WaveNet(config, image_shape, num_classes)
 
 
 def count_outputs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -74,22 +74,21 @@ def mlp(widths: list[int], dropout: float = 0.0) -> nn.Sequential:
 def convnet(config: params.ConvNet, image_shape: tuple[int, int, int], num_classes: int) -> nn.Sequential:
     """Blocks of convolutions (5x5 the first, then 3x3), each with batch norm and ReLU; then one linear layer.
 
-    Each block ends in a max-pool by 2; with `stem: stride` the first convolution has stride 2 instead, with `head: max`
-    the last block ends in the maximum over all places.
+    They are unpadded, as those of LeNet-5 (LeCun et al. 1998, doi 10.1109/5.726791). Each block but the last ends in a
+    max-pool by 2; with `stem: stride` the first convolution has stride 2 instead. With `head: max` the last block ends
+    in the maximum over all places.
     """
     layers: list[nn.Module] = []
     planes = image_shape[0]
     for block, widths in enumerate(config.channels):
         last = block == len(config.channels) - 1
         for index, fan_out in enumerate(widths):
-            if layers:
-                layers.append(nn.Conv2d(planes, fan_out, 3, padding=1, bias=False))
-            else:
-                layers.append(nn.Conv2d(planes, fan_out, 5, 1 if config.stem == "pool" else 2, padding=2, bias=False))
+            size, stride = (3, 1) if layers else (5, 1 if config.stem == "pool" else 2)
+            layers.append(nn.Conv2d(planes, fan_out, size, stride, bias=False))
             if index == len(widths) - 1:  # before the norm, which then has a quarter of the pixels to work on
                 if last and config.head == "max":
                     layers.append(nn.AdaptiveMaxPool2d(1))
-                elif block or config.stem == "pool":
+                elif not last and (block or config.stem == "pool"):
                     layers.append(nn.MaxPool2d(2))
             layers += [nn.BatchNorm2d(fan_out), nn.ReLU()]
             planes = fan_out
@@ -175,18 +174,21 @@ class Transformer(nn.Module):
 class WaveNet(nn.Module):
     """Dilated causal convolutions over the pixels, row after row (van den Oord et al. 2016, arXiv 1609.03499).
 
-    Dilations 1, 2, 4, ... give the last of `layers` a view of 2**layers pixels back; the skip outputs are summed and
-    averaged over all places.
+    `stride` pixels make a step. Dilations 1, 2, 4, ... give the last of `layers` a view of 2**layers steps back; the
+    skip outputs are summed and averaged over all steps.
     """
 
-    def __init__(self, config: params.WaveNet, planes: int, num_classes: int) -> None:
+    def __init__(self, config: params.WaveNet, image_shape: tuple[int, int, int], num_classes: int) -> None:
         super().__init__()
-        width = config.channels
-        self.embed = nn.Conv1d(planes, width, 1)
+        planes, height, width = image_shape
+        if height * width % config.stride:
+            raise UserError(f"steps of {config.stride} pixels do not divide the pixels of images of {height}x{width}")
+        channels = config.channels
+        self.embed = nn.Conv1d(planes, channels, config.stride, stride=config.stride)
         self.dilations = [2**layer for layer in range(config.layers)]
-        self.dilated = nn.ModuleList(nn.Conv1d(width, 2 * width, 2, dilation=step) for step in self.dilations)
-        self.mix = nn.ModuleList(nn.Conv1d(width, 2 * width, 1) for _ in range(config.layers))
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, num_classes))
+        self.dilated = nn.ModuleList(nn.Conv1d(channels, 2 * channels, 2, dilation=step) for step in self.dilations)
+        self.mix = nn.ModuleList(nn.Conv1d(channels, 2 * channels, 1) for _ in range(config.layers))
+        self.head = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, num_classes))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:

@@ -179,6 +179,7 @@ class Transformer(Section):
 
 class WaveNet(Section):
     name: Literal["wavenet"]
+    stride: Annotated[int, Field(gt=0, le=1024)]  # pixels that make one step
     channels: Channels
     layers: Annotated[int, Field(ge=1, le=12)]
     dropout: Dropout

@@ -27,7 +27,7 @@ DENSENET = params.DenseNet(name="densenet", growth_rate=4, blocks=[2, 2], featur
 LSTM = params.Recurrent(name="lstm", hidden=6, layers=1, dropout=0.0)
 GRU = params.Recurrent(name="gru", hidden=6, layers=2, dropout=0.0)
 TRANSFORMER = params.Transformer(name="transformer", patch=4, dim=8, heads=2, layers=1, dropout=0.0)
-WAVENET = params.WaveNet(name="wavenet", channels=4, layers=3, dropout=0.0)
+WAVENET = params.WaveNet(name="wavenet", stride=2, channels=4, layers=3, dropout=0.0)
 FAMILIES = [mlp(16), convnet([4], [8]), VGG_, RESNET, DENSENET, LSTM, GRU, TRANSFORMER, WAVENET]
 
 
@@ -41,10 +41,10 @@ def count_parameters(model: nn.Module) -> int:
         (mlp(128, 64), (1, 28, 28), 10, 109_386),
         (mlp(), (1, 28, 28), 10, 784 * 10 + 10),
         (mlp(7), (3, 4, 5), 2, 60 * 7 + 7 + 7 * 2 + 2),
-        # by block: the kernel's weights, and weight and bias of the norm; at the end 8 channels of 7x7
-        (convnet([4], [8]), (1, 28, 28), 10, (25 * 4 + 2 * 4) + (9 * 4 * 8 + 2 * 8) + (8 * 7 * 7 * 10 + 10)),
+        # by block: the kernel's weights, and weight and bias of the norm; at the end 8 channels of 10x10
+        (convnet([4], [8]), (1, 28, 28), 10, (25 * 4 + 2 * 4) + (9 * 4 * 8 + 2 * 8) + (8 * 10 * 10 * 10 + 10)),
         (convnet([24], [48], [96]), (1, 28, 28), 10, 61_426),
-        (convnet([4], [8], stem="stride"), (1, 28, 28), 10, 25 * 4 + 2 * 4 + 9 * 4 * 8 + 2 * 8 + 8 * 7 * 7 * 10 + 10),
+        (convnet([4], [8], stem="stride"), (1, 28, 28), 10, 25 * 4 + 2 * 4 + 9 * 4 * 8 + 2 * 8 + 8 * 10 * 10 * 10 + 10),
         (convnet([4], [8], head="max"), (1, 28, 28), 10, (25 * 4 + 2 * 4) + (9 * 4 * 8 + 2 * 8) + (8 * 10 + 10)),
         (convnet([32], [64, 64], [128], head="max"), (1, 28, 28), 10, 131_690),
         # four gates, three gates: from the row, from the state, and two biases
@@ -53,7 +53,7 @@ def count_parameters(model: nn.Module) -> int:
         # patches, class token and places; attention, two linear layers, two norms; a norm and the head
         (TRANSFORMER, (1, 28, 28), 10,
          (16 * 8 + 8) + 8 + 50 * 8 + (4 * (8 * 8 + 8) + (8 * 32 + 32) + (32 * 8 + 8) + 4 * 8) + 2 * 8 + 8 * 10 + 10),
-        (WAVENET, (1, 28, 28), 10, 2 * 4 + 3 * ((2 * 4 * 8 + 8) + (4 * 8 + 8)) + (4 * 4 + 4) + (4 * 10 + 10)),
+        (WAVENET, (1, 28, 28), 10, (2 * 4 + 4) + 3 * ((2 * 4 * 8 + 8) + (4 * 8 + 8)) + (4 * 4 + 4) + (4 * 10 + 10)),
     ],
 )  # fmt: skip
 def test_parameter_counts(config: params.Model, shape: tuple[int, int, int], classes: int, count: int) -> None:
@@ -106,10 +106,10 @@ def test_a_wavenet_hears_the_past_alone() -> None:
     model.mix[-1].register_forward_hook(lambda *call: heard.append(call[-1]))
     images = torch.randn((1, 1, 1, 20), generator=torch.Generator().manual_seed(1)).requires_grad_()
     model(images)
-    for place in (0, 7, 12, 19):
-        (gradient,) = torch.autograd.grad(heard[0][0, :, place].sum(), images, retain_graph=True)
+    for step in (0, 7, 9):
+        (gradient,) = torch.autograd.grad(heard[0][0, :, step].sum(), images, retain_graph=True)
         reached = gradient.flatten().nonzero().flatten().tolist()
-        assert reached == list(range(max(0, place - 7), place + 1))  # 2**3 pixels
+        assert reached == list(range(2 * max(0, step - 7), 2 * step + 2))  # 2**3 steps of 2 pixels
 
 
 def test_the_global_generator_initializes() -> None:
@@ -123,7 +123,7 @@ def test_the_global_generator_initializes() -> None:
 
 @pytest.mark.parametrize(
     ("config", "height", "width"),
-    [(convnet([2], [2], [2]), 7, 28), (convnet([2], [2], [2]), 28, 7), (VGG_, 3, 3), (DENSENET, 1, 1)],
+    [(convnet([2], [2], [2]), 19, 28), (convnet([2], [2], [2]), 28, 19), (VGG_, 3, 3), (DENSENET, 1, 1)],
 )
 def test_images_too_small_are_refused(config: params.Model, height: int, width: int) -> None:
     with pytest.raises(UserError, match=f"^a {config.name} like this does not take images of {height}x{width}: "):
@@ -141,6 +141,11 @@ def test_patches_that_do_not_divide_the_image_are_refused() -> None:
         build_model(TRANSFORMER, (1, 28, 30), 10)
 
 
+def test_steps_that_do_not_divide_the_image_are_refused() -> None:
+    with pytest.raises(UserError, match=r"^steps of 2 pixels do not divide the pixels of images of 5x7$"):
+        build_model(WAVENET, (1, 5, 7), 10)
+
+
 def test_the_smallest_images_for_a_convnet() -> None:
-    model = build_model(convnet([2], [2], [2]), (1, 8, 8), 10).eval()
-    assert model(torch.zeros((2, 1, 8, 8))).shape == (2, 10)
+    model = build_model(convnet([2], [2], [2]), (1, 20, 20), 10).eval()
+    assert model(torch.zeros((2, 1, 20, 20))).shape == (2, 10)
