@@ -41,10 +41,10 @@ GOALS: dict[str, dict[str, Any]] = {
 }
 
 
-def count_operations(model: nn.Module, recipe: params.Recipe, images_NCHW: Tensor) -> int:
-    """Multiplications and additions of the matrix products and convolutions of one step."""
+def count_operations(model: nn.Module, images_NCHW: Tensor) -> int:
+    """Multiplications and additions of the matrix products and convolutions of one step on these images."""
     with FlopCounterMode(display=False) as counter:
-        model.train()(images_NCHW[: recipe.batch_size]).sum().backward()
+        model.train()(images_NCHW).sum().backward()
     return int(counter.get_total_flops())
 
 
@@ -69,12 +69,12 @@ def run_once(goal: str, seed: int) -> dict[str, float]:
         pass
     seconds = time.perf_counter() - started
     _, accuracy = train.assess(training.result, test, recipe.loss, device)
-    steps = recipe.epochs * train.count_steps(recipe, len(data))
+    steps, batch = recipe.epochs * train.count_steps(recipe, len(data)), data["image"][: recipe.batch_size]
     return {
         "seed": seed,
         "train_seconds": seconds,
         "accuracy": accuracy,
-        "operations_per_second": steps * count_operations(model, recipe, data["image"]) / seconds,
+        "operations_per_second": steps * count_operations(model, batch) / seconds,
         "matmul_rate": matmul_rate(device, autocast_dtype(recipe.precision, device)),
     }
 
