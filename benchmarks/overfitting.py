@@ -1,0 +1,116 @@
+"""What each means against overfitting does where images are few: `python -m benchmarks.overfitting`.
+
+Writes benchmarks/overfitting.md. Recipe `convnet` learns 1,000 images without any of them, then with one at a time.
+"""
+
+import copy
+from argparse import ArgumentParser
+from collections.abc import Mapping
+from statistics import mean, stdev
+from typing import Any, NamedTuple
+
+import torch
+from tensordict import TensorDict
+
+from benchmarks.report import PROJECT, table, write
+from stages import train
+from stages.core import params
+from stages.core.models import build_model
+from stages.core.runtime import pick_device
+
+IMAGES = 1000  # to learn, and as many to validate on
+NONE = {
+    "loss.label_smoothing": 0.0,
+    "optimizer.lr": 0.003,
+    "optimizer.weight_decay": 0.0,
+    "augmentation": {"shift": 0, "rotation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0},
+    "batch_size": 50,
+    "epochs": 20,
+}
+MEANS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "shift by up to 2 pixels": {"augmentation.shift": 2},
+    "rotation by up to 12 degrees": {"augmentation.rotation": 12.0},
+    "scale by up to 10 %": {"augmentation.scale": 0.1},
+    "shear by up to 12 degrees": {"augmentation.shear": 12.0},
+    "elastic, 1 pixel": {"augmentation.elastic": 1.0},
+    "dropout of 50 %": {"model.dropout": 0.5},
+    "label smoothing 0.1": {"loss.label_smoothing": 0.1},
+    "L1, 0.0001": {"regularization.l1": 0.0001},
+    "L2, as AdamW's weight decay 0.3": {"optimizer.weight_decay": 0.3},
+    "moving average, 0.98 a step": {"regularization.ema": 0.98},
+    "early stopping, patience 3": {"regularization.patience": 3},
+}
+
+
+class Outcome(NamedTuple):
+    accuracy: float  # of the epoch that is kept, on the test split
+    train_accuracy: float  # of the last epoch
+    epochs: int
+
+
+def changed(recipe: params.Recipe, changes: Mapping[str, Any]) -> params.Recipe:
+    """`recipe` with other values of fields such as `loss.label_smoothing`."""
+    content = recipe.model_dump()
+    for field, value in changes.items():
+        *sections, name = field.split(".")
+        section = content
+        for each in sections:
+            section = section[each]
+        section[name] = copy.copy(value)
+    return params.Recipe.model_validate(content)
+
+
+def run(recipe: params.Recipe, data: Mapping[str, TensorDict], device: torch.device, seed: int) -> Outcome:
+    """Train as stage `train` does, and test each epoch that it would keep."""
+    torch.manual_seed(seed)
+    model = build_model(recipe.model, (1, 28, 28), 10).to(device).to(memory_format=torch.channels_last)
+    training = train.start_training(recipe, model, IMAGES)
+    epochs = train.fit(training, recipe, data["train"], data["validation"], seed)
+    rows: list[dict[str, float]] = []
+    accuracy = 0.0
+    while not train.is_over(rows, recipe):
+        rows.append(row := next(epochs))
+        if train.best_of(rows) is row:
+            _, accuracy = train.assess(training.result, data["test"], recipe.loss, device)
+    return Outcome(accuracy, rows[-1]["train_accuracy"], len(rows))
+
+
+def main() -> None:
+    parser = ArgumentParser("python -m benchmarks.overfitting", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=5, help="1 to this, of weights and of images (default: 5)")
+    seeds = range(1, parser.parse_args().seeds + 1)
+    knobs = params.load_params(PROJECT / "params.yaml")
+    device, folder = pick_device(knobs.device), PROJECT / train.NORMALIZED
+    data = {name: TensorDict.load_memmap(str(folder / name)).to(device) for name in ("train", "validation", "test")}
+    data["validation"] = data["validation"][:IMAGES]
+    results: dict[str, list[Outcome]] = {name: [] for name in MEANS}
+    for seed in seeds:
+        picked = torch.randperm(len(data["train"]), generator=torch.Generator().manual_seed(seed))[:IMAGES]
+        few = {**data, "train": data["train"][picked.to(device)]}
+        for name, changes in MEANS.items():
+            results[name].append(run(changed(knobs.recipes["convnet"], NONE | changes), few, device, seed))
+            print(seed, name, results[name][-1], flush=True)
+    rows = []
+    for name, outcomes in results.items():
+        gains = [100 * (one.accuracy - none.accuracy) for one, none in zip(outcomes, results["none"], strict=True)]
+        rows.append([
+            name,
+            f"{100 * mean(one.accuracy for one in outcomes):.2f}",
+            "" if name == "none" else f"{mean(gains):+.2f} +- {stdev(gains) / len(gains) ** 0.5:.2f}",
+            f"{100 * mean(one.train_accuracy for one in outcomes):.1f}",
+            f"{mean(one.epochs for one in outcomes):.0f}",
+        ])  # fmt: skip
+    head = ["means", "test accuracy, %", "gain, points", "accuracy in training, %", "epochs"]
+    text = [
+        f"Recipe `convnet` on {IMAGES:,} images of MNIST, {NONE['epochs']} epochs of batches of {NONE['batch_size']};"
+        f" the epoch that is kept was chosen on {IMAGES:,} others. Seeds 1 to {len(seeds)}, each with images of its"
+        " own: means; of the gains, which are by seed, with their standard error.",
+        table(head, rows),
+    ]
+    figures = {name: [outcome._asdict() for outcome in outcomes] for name, outcomes in results.items()}
+    write("overfitting", "Means against overfitting", ("torch",), text, figures)
+
+
+if __name__ == "__main__":
+    main()
