@@ -324,6 +324,7 @@ def go_on(training: Training, checkpoint: Path | None) -> tuple[list[dict[str, f
 
 
 def main() -> None:
+    """In this process, alone or as one of those that torchrun has started: `train.processes` is for `launch`."""
     knobs = params.load_params()
     device = pick_device(knobs.device)
     if device.type == "cuda":
@@ -411,7 +412,7 @@ def save(
     device = pick_device(knobs.device)
     logits_NK = infer(model, validation, device, ASSESSED)
     manifest = Manifest(
-        format=1,
+        format=2,
         recipe=knobs.recipe,
         settings=knobs.chosen_recipe,
         dataset=knobs.dataset,

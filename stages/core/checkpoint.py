@@ -16,7 +16,7 @@ from stages.core.params import Recipe, Section, Sha256, Share
 class Manifest(Section):
     """What a model is, beside its weights."""
 
-    format: Literal[1]
+    format: Literal[2]  # other networks of the same shapes came before
     recipe: str
     settings: Recipe
     dataset: str

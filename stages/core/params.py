@@ -120,11 +120,13 @@ class Mlp(Section):
 
 
 class ConvNet(Section):
+    """Unpadded: each convolution takes 2 pixels off each way, the first one 4, each block but the last halves."""
+
     name: Literal["convnet"]
     channels: Annotated[  # of the convolutions of each block
         list[Annotated[list[Channels], Field(min_length=1, max_length=4)]], Field(min_length=1, max_length=4)
     ]
-    stem: Literal["pool", "stride"]  # how the first block halves an image: max-pool, or a convolution of stride 2
+    stem: Literal["pool", "stride"]  # what halves in the first block: max-pool, or a convolution of stride 2
     head: Literal["flatten", "max"]
     dropout: Dropout
 

@@ -9,10 +9,7 @@ from pathlib import Path, PurePosixPath
 import psutil
 import torch
 import torch.distributed as dist
-import torch.distributed.run as torchrun
 from tensordict import TensorDict
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from stages.core.errors import UserError
 from stages.core.params import Params
@@ -94,8 +91,13 @@ def group() -> tuple[int, int]:
 def launch(module: str, knobs: Params) -> bool:
     """Run `module` in `train.processes` processes; False where that is one, or torchrun has started this one.
 
-    Raises `UserError` where one of them dies; torchrun has then ended the others.
+    Raises `UserError` where one of them is killed; one that fails has said why. Torchrun ends the others.
     """
+    # torchrun complains on machines other than Linux, also where nobody needs it
+    from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: PLC0415
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
+    from torch.distributed.run import main as torchrun  # noqa: PLC0415
+
     processes, device = knobs.train.processes, pick_device(knobs.device)
     if processes == 1 or dist.is_torchelastic_launched():
         return False
@@ -106,13 +108,15 @@ def launch(module: str, knobs: Params) -> bool:
         )
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     try:
-        torchrun.main(["--standalone", f"--nproc-per-node={processes}", "-m", module])
+        torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", module])
     except SignalException as error:
         raise KeyboardInterrupt if error.sigval == signal.SIGINT else SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        ended = f"was killed by {signal.Signals(-failure.exitcode).name}" if failure.exitcode < 0 else "failed"
-        raise UserError(f"process {rank} of 0 to {processes - 1} {ended}, the others have been ended") from None
+        for rank, failure in error.failures.items():  # others can fail in turn, or have been ended by torchrun
+            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+                name = failure.signal_name()
+                raise UserError(f"process {rank} was killed by {name}, all {processes} have been ended") from None
+        raise SystemExit(error.get_first_failure()[1].exitcode) from None
     return True
 
 

@@ -151,7 +151,7 @@ WRONG = [
     ("recipes.article.model.channels", [8], "but there is no such key"),
     ("recipes.convnet.optimizer.momentum", 0.9, "but there is no such key"),
     ("datasets.mnist.sources.0.url", "/tmp", "but there is no such key"),
-    ("train.processes", 3, "must divide batch_size of recipe 'convnet' (256)"),
+    ("train.processes", 3, "must divide batch_size of recipe 'convnet' (128)"),
     # unknown choices
     (
         "recipe",
