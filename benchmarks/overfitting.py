@@ -48,7 +48,7 @@ MEANS: dict[str, dict[str, Any]] = {
 
 class Outcome(NamedTuple):
     last_accuracy: float  # of the last epoch, on the test split
-    kept_accuracy: float  # of the epoch that did best on the validation images
+    kept_accuracy: float  # of the epoch of the lowest validation loss
     train_accuracy: float  # of the last epoch
     epochs: int
 
@@ -119,7 +119,7 @@ def main() -> None:
     ]  # fmt: skip
     text = [
         f"Recipe `convnet` on {IMAGES:,} images of MNIST, {NONE['epochs']} epochs of batches of {NONE['batch_size']}."
-        f" The kept epoch did best on {IMAGES:,} other images. Seeds 1 to {len(seeds)}, each with images of its"
+        f" The kept epoch has the lowest loss on {IMAGES:,} others. Seeds 1 to {len(seeds)}, each with images of its"
         " own: means; of the gains, which are by seed, with their standard error; below three of it they say little.",
         table(head, rows),
     ]

@@ -345,7 +345,7 @@ def test_main_writes_model_history_and_live_metrics(normalized: Path, params: di
     assert (manifest.mean, manifest.std) == (0.5, 0.5)
     assert manifest.classes == params["datasets"]["tiny"]["classes"]
     # what is kept is the epoch that did best, the first of equals, as it was then
-    assert manifest.epoch == 1 + int(history["validation_accuracy"].arg_max() or 0)
+    assert manifest.epoch == 1 + int(history["validation_loss"].arg_min() or 0)
     validation = read_tensors(normalized / "artifacts/normalized/validation", schemas.normalized(10, 0.5, 0.5))
     kept = history.row(manifest.epoch - 1, named=True)
     loss, accuracy = train.assess(model, validation, manifest.settings.loss, CPU)
@@ -482,7 +482,7 @@ def test_early_stopping_keeps_the_best(normalized: Path, params: dict[str, Any])
     choose(normalized, params, epochs=30, regularization=NONE | {"patience": 2}, optimizer=SGD | {"lr": 0.05})
     train.main()
     history = read_table(normalized / train.HISTORY, schemas.history())
-    best = 1 + int(history["validation_accuracy"].arg_max() or 0)
+    best = 1 + int(history["validation_loss"].arg_min() or 0)
     assert len(history) == best + 2 < 30
     assert load_checkpoint(normalized / train.MODEL)[1].epoch == best
 

@@ -26,7 +26,7 @@ class Manifest(Section):
     std: float
     data_sha256: Sha256  # of the tensors and their summary, as stage normalize wrote them
     trained_on: str  # processes, device, precision and version of torch
-    epoch: int  # the epoch that did best on the validation split
+    epoch: int  # the one of the lowest validation loss
     unsure_below: Share  # a confidence, chosen on the validation split
 
 
