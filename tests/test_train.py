@@ -479,7 +479,7 @@ def test_a_damaged_checkpoint_is_told_and_ignored(
 
 
 def test_early_stopping_keeps_the_best(normalized: Path, params: dict[str, Any]) -> None:
-    choose(normalized, params, epochs=30, regularization=NONE | {"patience": 2}, optimizer=SGD | {"lr": 0.05})
+    choose(normalized, params, epochs=30, regularization=NONE | {"patience": 2}, optimizer=SGD | {"lr": 0.3})
     train.main()
     history = read_table(normalized / train.HISTORY, schemas.history())
     best = 1 + int(history["validation_loss"].arg_min() or 0)
