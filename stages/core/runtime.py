@@ -93,14 +93,14 @@ def launch(module: str, knobs: Params) -> bool:
 
     Raises `UserError` where one of them is killed; one that fails has said why. Torchrun ends the others.
     """
-    # torchrun complains on machines other than Linux, also where nobody needs it
+    processes, device = knobs.train.processes, pick_device(knobs.device)
+    if processes == 1 or dist.is_torchelastic_launched():
+        return False
+    # imported by who needs it alone: on machines other than Linux it complains
     from torch.distributed.elastic.multiprocessing.api import SignalException  # noqa: PLC0415
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
     from torch.distributed.run import main as torchrun  # noqa: PLC0415
 
-    processes, device = knobs.train.processes, pick_device(knobs.device)
-    if processes == 1 or dist.is_torchelastic_launched():
-        return False
     allowed = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, processes)
     if processes > allowed:
         raise UserError(
