@@ -112,8 +112,8 @@ def launch(module: str, knobs: Params) -> bool:
     except SignalException as error:
         raise KeyboardInterrupt if error.sigval == signal.SIGINT else SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
-        for rank, failure in error.failures.items():  # others can fail in turn, or have been ended by torchrun
-            if failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM:
+        for rank, failure in error.failures.items():  # where one is killed, another can fail for that
+            if failure.exitcode < 0:
                 name = failure.signal_name()
                 raise UserError(f"process {rank} was killed by {name}, all {processes} have been ended") from None
         raise SystemExit(error.get_first_failure()[1].exitcode) from None
