@@ -4,8 +4,11 @@ Writes benchmarks/overfitting.md. Recipe `convnet` learns 1,000 images without a
 """
 
 import copy
+import shutil
+import tempfile
 from argparse import ArgumentParser
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
@@ -13,6 +16,7 @@ import torch
 from tensordict import TensorDict
 
 from benchmarks.report import PROJECT, table, write
+from benchmarks.speed import UNMOVED
 from stages import train
 from stages.core import params
 from stages.core.models import build_model
@@ -25,10 +29,12 @@ NONE = {
     "optimizer.weight_decay": 0.0,
     "schedule": {"name": "constant"},  # the one that early stopping allows
     "model.dropout": 0.0,
-    "regularization": {"l1": 0.0, "ema": 0.0, "patience": 0},
-    "augmentation": {"shift": 0, "rotation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0},
+    "regularization.l1": 0.0,
+    "regularization.ema": 0.0,
+    "regularization.patience": 0,
     "batch_size": 50,
     "epochs": 20,
+    **{f"augmentation.{field}": value for field, value in UNMOVED.items()},
 }
 MEANS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -53,16 +59,12 @@ class Outcome(NamedTuple):
     epochs: int
 
 
-def changed(recipe: params.Recipe, changes: Mapping[str, Any]) -> params.Recipe:
-    """`recipe` with other values of fields such as `loss.label_smoothing`."""
-    content = recipe.model_dump()
-    for field, value in changes.items():
-        *sections, name = field.split(".")
-        section = content
-        for each in sections:
-            section = section[each]
-        section[name] = copy.copy(value)
-    return params.Recipe.model_validate(content)
+def changed(changes: Mapping[str, Any]) -> params.Recipe:
+    """Recipe `convnet` with other values of fields such as `loss.label_smoothing`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(shutil.copy(PROJECT / params.PARAMS, scratch))
+        params.override_params(path, {f"recipes.convnet.{field}": value for field, value in changes.items()})
+        return params.load_params(path).recipes["convnet"]
 
 
 def run(recipe: params.Recipe, data: Mapping[str, TensorDict], device: torch.device, seed: int) -> Outcome:
@@ -89,16 +91,17 @@ def main() -> None:
     if (count := parser.parse_args().seeds) < 2:
         parser.error("--seeds: two at least, for their spread")
     seeds = range(1, count + 1)
-    knobs = params.load_params(PROJECT / "params.yaml")
+    knobs = params.load_params(PROJECT / params.PARAMS)
     device, folder = pick_device(knobs.device), PROJECT / train.NORMALIZED
     data = {name: TensorDict.load_memmap(str(folder / name)).to(device) for name in ("train", "validation", "test")}
     data["validation"] = data["validation"][:IMAGES]
+    recipes = {name: changed(NONE | changes) for name, changes in MEANS.items()}
     results: dict[str, list[Outcome]] = {name: [] for name in MEANS}
     for seed in seeds:
         picked = torch.randperm(len(data["train"]), generator=torch.Generator().manual_seed(seed))[:IMAGES]
         few = {**data, "train": data["train"][picked.to(device)]}
-        for name, changes in MEANS.items():
-            results[name].append(run(changed(knobs.recipes["convnet"], NONE | changes), few, device, seed))
+        for name, recipe in recipes.items():
+            results[name].append(run(recipe, few, device, seed))
             print(seed, name, results[name][-1], flush=True)
     rows = []
     for name, outcomes in results.items():

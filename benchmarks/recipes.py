@@ -13,7 +13,6 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -21,7 +20,7 @@ from typing import Any
 import onnxruntime
 import torch
 
-from benchmarks.report import PROJECT, path_of, revision, table, write
+from benchmarks.report import PROJECT, path_of, revision, table, today, write
 from stages.core import sums
 from stages.core.checkpoint import load_checkpoint
 from stages.core.params import PARAMS, load_params, override_params
@@ -104,7 +103,7 @@ def main() -> None:
     with ready_to_train() as folder:
         for recipe in arguments.recipes:
             seeds = arguments.accurate_seeds if recipe in ("accurate", "mlp") else arguments.seeds
-            measured = {"settings": settings[recipe], "revision": revision(), "date": f"{datetime.now(UTC):%Y-%m-%d}"}
+            measured = {"settings": settings[recipe], "revision": revision(), "date": today()}
             results[recipe] = [measured | run_pipeline(folder, recipe, seed) for seed in range(1, seeds + 1)]
             report({name: results[name] for name in known if name in results})
 

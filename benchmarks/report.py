@@ -18,6 +18,10 @@ from stages.core.provenance import processor
 PROJECT = Path(__file__).parent.parent
 
 
+def today() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d}"
+
+
 def revision() -> str:
     return subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=PROJECT, text=True).strip()
 
@@ -47,7 +51,7 @@ def path_of(name: str, suffix: str) -> Path:
 
 def write(name: str, title: str, packages: Sequence[str], text: Sequence[str], results: Any) -> None:
     """benchmarks/NAME.md and benchmarks/NAME.json, both with the versions of `packages`; the first is printed, too."""
-    date, measured_on = f"{datetime.now(UTC):%Y-%m-%d}", conditions(*packages)
+    date, measured_on = today(), conditions(*packages)
     page = "\n\n".join([f"# {title}, {date}", measured_on, *text]) + "\n"
     path_of(name, "md").write_text(page)
     found = {"date": date, "conditions": measured_on, "results": results}

@@ -35,7 +35,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from stages.core import params, resume, schemas
-from stages.core.artifacts import alone, validate, write_table
+from stages.core.artifacts import alone, is_first, validate, write_table
 from stages.core.augmentation import augment
 from stages.core.checkpoint import Manifest, save_checkpoint
 from stages.core.errors import UserError, reported
@@ -333,7 +333,7 @@ def main() -> None:
         with joined(device) as own:
             run(knobs, own)
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # torchrun's
+        if is_first():
             print("train: the next run goes on after the last finished epoch", flush=True)
         raise
 

@@ -66,12 +66,17 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def is_first() -> bool:
+    """Whether this process is the first of those that torchrun has started, which stands for all, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextmanager
 def alone(stage: str) -> Iterator[None]:
     """Wait until no other process is at this stage in this folder: a `dvc repro` that is killed leaves one behind."""
     path = Path(f".dvc/tmp/stages/{stage}.lock")
     with ExitStack() as stack:
-        if os.environ.get("RANK", "0") == "0":  # of torchrun's processes the first one stands for all
+        if is_first():
             try:
                 stack.enter_context(locked(path))
             except BlockingIOError:

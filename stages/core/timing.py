@@ -1,7 +1,6 @@
 """How long a stage took, beside its outputs: a time never repeats, so it is no output and nothing depends on it."""
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from stages.core.artifacts import is_first
 from stages.core.sums import digest
 
 TIMES = Path("artifacts/times")
@@ -18,7 +18,7 @@ TIMES = Path("artifacts/times")
 def timed(stage: str) -> Iterator[None]:
     """Note the seconds from this process's start, imports included, until `stage` has succeeded."""
     yield
-    if os.environ.get("RANK", "0") != "0":  # of torchrun's processes the first one stands for all
+    if not is_first():
         return
     seconds = time.time() - psutil.Process().create_time()
     with suppress(OSError):  # the stage's work is done, with or without a note
