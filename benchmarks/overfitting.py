@@ -4,11 +4,8 @@ Writes benchmarks/overfitting.md. Recipe `convnet` learns 1,000 images without a
 """
 
 import copy
-import shutil
-import tempfile
 from argparse import ArgumentParser
 from collections.abc import Mapping
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
@@ -16,7 +13,7 @@ import torch
 from tensordict import TensorDict
 
 from benchmarks.report import PROJECT, table, write
-from benchmarks.speed import UNMOVED
+from benchmarks.speed import UNMOVED, changed
 from stages import train
 from stages.core import params
 from stages.core.models import build_model
@@ -34,7 +31,7 @@ NONE = {
     "regularization.patience": 0,
     "batch_size": 50,
     "epochs": 20,
-    **{f"augmentation.{field}": value for field, value in UNMOVED.items()},
+    **UNMOVED,
 }
 MEANS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -57,14 +54,6 @@ class Outcome(NamedTuple):
     kept_accuracy: float  # of the epoch of the lowest validation loss
     train_accuracy: float  # of the last epoch
     epochs: int
-
-
-def changed(changes: Mapping[str, Any]) -> params.Recipe:
-    """Recipe `convnet` with other values of fields such as `loss.label_smoothing`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(shutil.copy(PROJECT / params.PARAMS, scratch))
-        params.override_params(path, {f"recipes.convnet.{field}": value for field, value in changes.items()})
-        return params.load_params(path).recipes["convnet"]
 
 
 def run(recipe: params.Recipe, data: Mapping[str, TensorDict], device: torch.device, seed: int) -> Outcome:
@@ -91,8 +80,7 @@ def main() -> None:
     if (count := parser.parse_args().seeds) < 2:
         parser.error("--seeds: two at least, for their spread")
     seeds = range(1, count + 1)
-    knobs = params.load_params(PROJECT / params.PARAMS)
-    device, folder = pick_device(knobs.device), PROJECT / train.NORMALIZED
+    device, folder = pick_device(params.load_params(PROJECT / params.PARAMS).device), PROJECT / train.NORMALIZED
     data = {name: TensorDict.load_memmap(str(folder / name)).to(device) for name in ("train", "validation", "test")}
     data["validation"] = data["validation"][:IMAGES]
     recipes = {name: changed(NONE | changes) for name, changes in MEANS.items()}
