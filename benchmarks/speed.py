@@ -28,7 +28,7 @@ from benchmarks.report import PROJECT, spread, table, write
 from stages import train
 from stages.core import params
 from stages.core.models import build_model
-from stages.core.runtime import autocast_dtype, pick_device
+from stages.core.runtime import autocast_dtype, keep_freed_memory, pick_device
 
 UNMOVED = {f"augmentation.{kind}": 0 for kind in ("shift", "rotation", "scale", "shear", "elastic")}
 SHORT = UNMOVED | {"loss.label_smoothing": 0.1, "optimizer.lr": 0.02, "schedule.warmup": 0.15}
@@ -61,6 +61,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def run_once(goal: str, seed: int) -> dict[str, float]:
+    keep_freed_memory()
     recipe, device = changed(GOALS[goal]), pick_device(params.load_params(PROJECT / params.PARAMS).device)
     folder, names = PROJECT / train.NORMALIZED, ("train", "validation", "test")
     data, validation, test = (TensorDict.load_memmap(str(folder / name)).to(device) for name in names)

@@ -43,7 +43,7 @@ from stages.core.inference import confidence_threshold, infer
 from stages.core.models import build_model
 from stages.core.optimization import l1_norm, loss_of, make_optimizer, make_schedule
 from stages.core.provenance import describe
-from stages.core.runtime import autocast_dtype, fits, group, joined, launch, pick_device, place
+from stages.core.runtime import autocast_dtype, fits, group, joined, keep_freed_memory, launch, pick_device, place
 from stages.core.sums import digest, record, verify
 from stages.core.tensors import read_tensors
 from stages.core.timing import timed
@@ -327,6 +327,7 @@ def main() -> None:
     """In this process, alone or as one of those that torchrun has started: `train.processes` is for `launch`."""
     knobs = params.load_params()
     device = pick_device(knobs.device)
+    keep_freed_memory()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")  # TF32, where a recipe is in float32
     try:

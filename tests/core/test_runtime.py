@@ -1,3 +1,7 @@
+import platform
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +50,20 @@ def test_auto_on_the_cpu_is_what_it_computes_in() -> None:
 def test_auto_on_cuda_is_what_it_computes_in() -> None:
     native = torch.cuda.get_device_capability() >= (8, 0)
     assert autocast_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if native else torch.float32)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory is kept by glibc")
+def test_memory_that_was_freed_is_kept_for_the_next_tensor() -> None:
+    # in a process of its own: what it sets stays
+    code = """
+import resource, torch
+from stages.core.runtime import keep_freed_memory
+keep_freed_memory()
+torch.ones(2**25)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**25)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
+    pages = 4 * 2**25 // resource.getpagesize()
+    assert int(done.stdout) < pages / 10, f"of {pages} pages"
