@@ -54,16 +54,17 @@ def test_auto_on_cuda_is_what_it_computes_in() -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory is kept by glibc")
 def test_memory_that_was_freed_is_kept_for_the_next_tensor() -> None:
-    # in a process of its own: what it sets stays
+    # in a process of its own: what it sets stays. The first tensors find small objects in the way of the freed memory
     code = """
 import resource, torch
 from stages.core.runtime import keep_freed_memory
 keep_freed_memory()
-torch.ones(2**25)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(2**25)
+for step in range(50):
+    if step == 40:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**24)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
-    pages = 4 * 2**25 // resource.getpagesize()
-    assert int(done.stdout) < pages / 10, f"of {pages} pages"
+    pages = 4 * 2**24 // resource.getpagesize()
+    assert int(done.stdout) < pages, f"10 tensors of {pages} pages"
