@@ -13,10 +13,9 @@ import torch
 from tensordict import TensorDict
 
 from benchmarks.report import PROJECT, table, write
-from benchmarks.speed import UNMOVED, changed
+from benchmarks.training import UNMOVED, begin, changed, load_splits
 from stages import train
 from stages.core import params
-from stages.core.models import build_model
 from stages.core.runtime import pick_device
 
 IMAGES = 1000  # to learn, and as many to validate on
@@ -58,9 +57,7 @@ class Outcome(NamedTuple):
 
 def run(recipe: params.Recipe, data: Mapping[str, TensorDict], device: torch.device, seed: int) -> Outcome:
     """Train as stage `train` does, and test the last epoch and the one that it would keep."""
-    torch.manual_seed(seed)
-    model = build_model(recipe.model, (1, 28, 28), 10).to(device).to(memory_format=torch.channels_last)
-    training = train.start_training(recipe, model, IMAGES)
+    training = begin(recipe, device, seed, IMAGES)
     epochs = train.fit(training, recipe, data["train"], data["validation"], seed)
     rows: list[dict[str, float]] = []
     best = copy.deepcopy(training.result)
@@ -80,8 +77,8 @@ def main() -> None:
     if (count := parser.parse_args().seeds) < 2:
         parser.error("--seeds: two at least, for their spread")
     seeds = range(1, count + 1)
-    device, folder = pick_device(params.load_params(PROJECT / params.PARAMS).device), PROJECT / train.NORMALIZED
-    data = {name: TensorDict.load_memmap(str(folder / name)).to(device) for name in ("train", "validation", "test")}
+    device = pick_device(params.load_params(PROJECT / params.PARAMS).device)
+    data = load_splits(device)
     data["validation"] = data["validation"][:IMAGES]
     recipes = {name: changed(NONE | changes) for name, changes in MEANS.items()}
     results: dict[str, list[Outcome]] = {name: [] for name in MEANS}

@@ -7,43 +7,29 @@ outside; the process clock has everything inside, also the test. The accuracy is
 """
 
 import json
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from argparse import ArgumentParser
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import PROJECT, spread, table, write
+from benchmarks.training import UNMOVED, begin, changed, load_splits
 from stages import train
 from stages.core import params
-from stages.core.models import build_model
 from stages.core.runtime import autocast_dtype, keep_freed_memory, pick_device
 
-UNMOVED = {f"augmentation.{kind}": 0 for kind in ("shift", "rotation", "scale", "shear", "elastic")}
 SHORT = UNMOVED | {"loss.label_smoothing": 0.1, "optimizer.lr": 0.02, "schedule.warmup": 0.15}
 GOALS: dict[str, dict[str, Any]] = {
     "99": SHORT | {"model.channels": [[16], [16], [64]], "model.stem": "stride", "epochs": 1},
     "99.5": SHORT | {"model.channels": [[16], [32], [128]], "augmentation.shift": 1, "batch_size": 192, "epochs": 3},
 }
-
-
-def changed(changes: Mapping[str, Any]) -> params.Recipe:
-    """Recipe `convnet` with other values of fields such as `loss.label_smoothing`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(shutil.copy(PROJECT / params.PARAMS, scratch))
-        params.override_params(path, {f"recipes.convnet.{field}": value for field, value in changes.items()})
-        return params.load_params(path).recipes["convnet"]
 
 
 def count_operations(model: nn.Module, images_NCHW: Tensor) -> int:
@@ -63,16 +49,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 def run_once(goal: str, seed: int) -> dict[str, float]:
     keep_freed_memory()
     recipe, device = changed(GOALS[goal]), pick_device(params.load_params(PROJECT / params.PARAMS).device)
-    folder, names = PROJECT / train.NORMALIZED, ("train", "validation", "test")
-    data, validation, test = (TensorDict.load_memmap(str(folder / name)).to(device) for name in names)
+    splits = load_splits(device)
+    data = splits["train"]
     started = time.perf_counter()
-    torch.manual_seed(seed)
-    model = build_model(recipe.model, (1, 28, 28), 10).to(device).to(memory_format=torch.channels_last)
-    training = train.start_training(recipe, model, len(data))
-    for _ in train.fit(training, recipe, data, validation, seed):
+    training = begin(recipe, device, seed, len(data))
+    for _ in train.fit(training, recipe, data, splits["validation"], seed):
         pass
     seconds = time.perf_counter() - started
-    _, accuracy = train.assess(training.result, test, recipe.loss, device)
+    _, accuracy = train.assess(training.result, splits["test"], recipe.loss, device)
     process_seconds = time.time() - psutil.Process().create_time()
     steps, batch = recipe.epochs * train.count_steps(recipe, len(data)), data["image"][: recipe.batch_size]
     return {
@@ -80,7 +64,7 @@ def run_once(goal: str, seed: int) -> dict[str, float]:
         "train_seconds": seconds,
         "process_seconds": process_seconds,
         "accuracy": accuracy,
-        "operations_per_second": steps * count_operations(model, batch) / seconds,
+        "operations_per_second": steps * count_operations(training.model, batch) / seconds,
         "matmul_rate": matmul_rate(device, autocast_dtype(recipe.precision, device)),
     }
 

@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from benchmarks.report import PROJECT, spread, table, write
+from benchmarks.training import CLASSES, SHAPE, begin, load_splits
 from stages import train
 from stages.core import params
 from stages.core.models import build_model
 from stages.core.runtime import pick_device
 
 RAW = PROJECT / "artifacts/raw/mnist"
-SHAPE, CLASSES = (1, 28, 28), 10
 
 
 def run_tutorial(recipe: params.Recipe, picked: list[int], device: torch.device, seed: int) -> tuple[float, float]:
@@ -62,16 +62,13 @@ def run_tutorial(recipe: params.Recipe, picked: list[int], device: torch.device,
 
 def run_recipe(recipe: params.Recipe, device: torch.device, seed: int) -> tuple[float, float]:
     """Seconds and test accuracy, after the last epoch, of this project's loop."""
-    folder, names = PROJECT / train.NORMALIZED, ("train", "validation", "test")
-    data, validation, test = (TensorDict.load_memmap(str(folder / name)).to(device) for name in names)
-    torch.manual_seed(seed)
-    model = build_model(recipe.model, SHAPE, CLASSES).to(device)
-    training = train.start_training(recipe, model, len(data))
+    splits = load_splits(device)
+    training = begin(recipe, device, seed, len(splits["train"]))
     started = time.perf_counter()
-    for row in train.fit(training, recipe, data, validation, seed):
+    for row in train.fit(training, recipe, splits["train"], splits["validation"], seed):
         print(f"article: epoch {row['epoch']}, loss {row['train_loss']:.4f}", flush=True)
     seconds = time.perf_counter() - started
-    return seconds, train.assess(training.result, test, recipe.loss, device)[1]
+    return seconds, train.assess(training.result, splits["test"], recipe.loss, device)[1]
 
 
 def main() -> None:

@@ -1,0 +1,39 @@
+"""Trainings of benchmarks: on the project's normalized data, in the benchmark's process, as stage `train` does them."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from benchmarks.report import PROJECT
+from stages import train
+from stages.core import params
+from stages.core.models import build_model
+
+SHAPE, CLASSES = (1, 28, 28), 10
+UNMOVED = {f"augmentation.{kind}": 0 for kind in ("shift", "rotation", "scale", "shear", "elastic")}
+
+
+def changed(changes: Mapping[str, Any]) -> params.Recipe:
+    """Recipe `convnet` with other values of fields such as `loss.label_smoothing`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(shutil.copy(PROJECT / params.PARAMS, scratch))
+        params.override_params(path, {f"recipes.convnet.{field}": value for field, value in changes.items()})
+        return params.load_params(path).recipes["convnet"]
+
+
+def load_splits(device: torch.device) -> dict[str, TensorDict]:
+    """Train, validation and test, by name."""
+    folder, names = PROJECT / train.NORMALIZED, ("train", "validation", "test")
+    return {name: TensorDict.load_memmap(str(folder / name)).to(device) for name in names}
+
+
+def begin(recipe: params.Recipe, device: torch.device, seed: int, train_images: int) -> train.Training:
+    """A fresh network on `device` and all that trains it."""
+    torch.manual_seed(seed)
+    model = build_model(recipe.model, SHAPE, CLASSES).to(device).to(memory_format=torch.channels_last)
+    return train.start_training(recipe, model, train_images)
