@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -43,7 +44,7 @@ from stages.core.inference import confidence_threshold, infer
 from stages.core.models import build_model
 from stages.core.optimization import l1_norm, loss_of, make_optimizer, make_schedule
 from stages.core.provenance import describe
-from stages.core.runtime import autocast_dtype, fits, group, joined, keep_freed_memory, launch, pick_device, place
+from stages.core.runtime import CudaGraph, autocast_dtype, fits, group, joined, launch, pick_device, place, tune
 from stages.core.sums import digest, record, verify
 from stages.core.tensors import read_tensors
 from stages.core.timing import timed
@@ -86,11 +87,12 @@ def start_training(recipe: params.Recipe, model: nn.Module, train_images: int) -
     return Training(model, average, optimizer, schedule)
 
 
-def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """One step of the exponential moving average. Torch's AveragedModel would wait for a GPU at each."""
-    pairs = zip(average.state_dict().values(), model.state_dict().values(), strict=True)
-    averages, latest = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-    get_ema_multi_avg_fn(decay)(averages, latest, 0)
+def moving_average(average: nn.Module, model: nn.Module, decay: float) -> Callable[[], None]:
+    """A step of the exponential moving average. Torch's AveragedModel would wait for a GPU at each."""
+    averages, latest = (
+        [value for value in each.state_dict().values() if value.is_floating_point()] for each in (average, model)
+    )
+    return partial(get_ema_multi_avg_fn(decay), averages, latest, 0)
 
 
 def batch_size_of(recipe: params.Recipe, train_images: int) -> int:
@@ -188,6 +190,7 @@ def fit(
     *,
     first_epoch: int = 1,
     compile_mode: str = "off",
+    cuda_graph: bool = True,
     stepped: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, float]]:
     """Train in place and yield each epoch's row of the history.
@@ -203,9 +206,30 @@ def fit(
     if compile_mode != "off":
         network = torch.compile(network, mode=compile_mode)  # type: ignore[assignment]  # it is called alike
     steps, per_process = count_steps(recipe, len(train)), share_of_batch(recipe, len(train), processes)
+    order_generator, noise = (torch.Generator(place) for place in ("cpu", device))
+    # summed on the device: asking for a number at every step would wait for every step
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+
+    def make_gradients(images_NCHW: Tensor, labels_N: Tensor) -> None:
+        training.optimizer.zero_grad()
+        # outside of autocast: bfloat16 is too coarse for places in an image
+        augmented_NCHW = augment(images_NCHW, recipe.augmentation, noise, rank, processes)
+        with autocast:
+            logits_NK = network(augmented_NCHW)
+        loss = loss_of(logits_NK.float(), labels_N, recipe.loss)
+        loss_sum.add_(loss.detach(), alpha=per_process)
+        correct.add_((logits_NK.detach().argmax(1) == labels_N).sum())
+        if recipe.regularization.l1:
+            loss = loss + recipe.regularization.l1 * l1_norm(training.model)
+        loss.backward()
+
+    replayed = cuda_graph and device.type == "cuda" and processes == 1
+    gradients = CudaGraph(make_gradients, noise) if replayed else make_gradients
+    average = None
+    if training.average:
+        average = moving_average(training.average, training.model, recipe.regularization.ema)
 
     for epoch in range(first_epoch, recipe.epochs + 1):
-        order_generator, noise = (torch.Generator(place) for place in ("cpu", device))
         order_generator.manual_seed(random_stream("order", seed, epoch))
         noise.manual_seed(random_stream("augmentation", seed, epoch))
         torch.manual_seed(random_stream("dropout", seed, epoch, rank))
@@ -213,24 +237,14 @@ def fit(
         mine_SN = order_SN.view(steps, processes, per_process)[:, rank]
         network.train()
         lr = float(training.schedule.get_last_lr()[0])
-        # summed on the device: asking for a number at every step would wait for every step
-        loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+        loss_sum.zero_()
+        correct.zero_()
         for images_NCHW, labels_N in batches(train, mine_SN, device):
-            # outside of autocast: bfloat16 is too coarse for places in an image
-            augmented_NCHW = augment(images_NCHW, recipe.augmentation, noise, rank, processes)
-            with autocast:
-                logits_NK = network(augmented_NCHW)
-            loss = loss_of(logits_NK.float(), labels_N, recipe.loss)
-            loss_sum += loss.detach() * per_process
-            correct += (logits_NK.detach().argmax(1) == labels_N).sum()
-            if recipe.regularization.l1:
-                loss = loss + recipe.regularization.l1 * l1_norm(training.model)
-            loss.backward()
+            gradients(images_NCHW, labels_N)
             training.optimizer.step()
-            training.optimizer.zero_grad()
             training.schedule.step()
-            if training.average:
-                follow(training.average, training.model, recipe.regularization.ema)
+            if average:
+                average()
             stepped()
         train_loss, train_correct = total(loss_sum, correct)
         with autocast:
@@ -327,9 +341,7 @@ def main() -> None:
     """In this process, alone or as one of those that torchrun has started: `train.processes` is for `launch`."""
     knobs = params.load_params()
     device = pick_device(knobs.device)
-    keep_freed_memory()
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, where a recipe is in float32
+    tune(device)
     try:
         with joined(device) as own:
             run(knobs, own)
@@ -375,6 +387,7 @@ def run(knobs: params.Params, device: torch.device) -> None:
             knobs.seed,
             first_epoch=len(rows) + 1,
             compile_mode=knobs.train.compile,
+            cuda_graph=knobs.train.cuda_graph,
             stepped=watch.step if watch else lambda: None,
         )
         while not is_over(rows, recipe):

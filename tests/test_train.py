@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from tensordict import TensorDict
 from torch import Tensor, nn
 
-from stages import download, normalize, train
+from stages import download, evaluate, export, normalize, parity, train
 from stages.core import augmentation, params, resume, schemas
 from stages.core.artifacts import read_table, validate
 from stages.core.checkpoint import load_checkpoint
@@ -31,14 +31,15 @@ from stages.core.datasets import normalize_pixels
 from stages.core.errors import UserError
 from stages.core.models import build_model, mlp
 from stages.core.optimization import l1_norm
-from stages.core.runtime import autocast_dtype
+from stages.core.runtime import autocast_dtype, full_float32
 from stages.core.tensors import read_tensors
 from tests.conftest import PROJECT, Clone, make_images, write_params
 from tests.core.test_models import DENSENET, GRU, LSTM, RESNET, TRANSFORMER, VGG_
 from tests.core.test_models import WAVENET as SHORT_WAVENET
 
 SHAPE = (1, 28, 28)
-CPU = torch.device("cpu")
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 LOSS = params.CrossEntropy(name="cross_entropy", label_smoothing=0.0)
 MLP = {"name": "mlp", "hidden": [64], "dropout": 0.0}
 CONVNET = {"name": "convnet", "channels": [[8], [16]], "stem": "pool", "head": "flatten", "dropout": 0.0}
@@ -77,12 +78,12 @@ def make_data(count: int, seed: int = 1) -> TensorDict:
 
 
 def run_fit(
-    recipe: params.Recipe, seed: int = 1, data: TensorDict | None = None, **options: Any
+    recipe: params.Recipe, seed: int = 1, data: TensorDict | None = None, device: torch.device = CPU, **options: Any
 ) -> tuple[list[dict[str, float]], train.Training]:
     """The history and what was trained; `seed` is of the order and the augmentation, the first weights are the same."""
-    data = make_data(50) if data is None else data
-    training = train.start_training(recipe, make_model(recipe.model), len(data))
-    rows = list(train.fit(training, recipe, data, make_data(30, seed=2), seed, **options))
+    data = make_data(50).to(device) if data is None else data
+    training = train.start_training(recipe, make_model(recipe.model).to(device), len(data))
+    rows = list(train.fit(training, recipe, data, make_data(30, seed=2).to(device), seed, **options))
     return rows, training
 
 
@@ -330,6 +331,106 @@ def test_data_that_do_not_fit_are_read_ahead(tmp_path: Path, monkeypatch: pytest
     rows_ahead, ahead = run_fit(recipe, data=data)
     assert rows_ahead == rows
     assert same_weights(weights_of(ahead), weights_of(training))
+
+
+@on_cuda
+@pytest.mark.parametrize("model", [MLP, CONVNET, *OTHERS], ids=lambda model: model["name"])
+def test_replayed_it_learns_as_step_by_step(model: dict[str, Any]) -> None:
+    """From the second step on, with new images, rates and random numbers at each."""
+    settings = {
+        "augmentation": OFF | {"shift": 2, "rotation": 10.0, "elastic": 0.5},
+        "regularization": NONE | {"l1": 1e-5, "ema": 0.9},
+        "optimizer": SGD | {"lr": 0.02, "momentum": 0.9},
+        "schedule": {"name": "one_cycle", "warmup": 0.25},
+    }
+    recipe = make_recipe(model, **settings, batch_size=10, epochs=4)
+    with full_float32(), torch.backends.cudnn.flags(enabled=True, deterministic=True):
+        (eager_rows, eager), (rows, replayed) = (run_fit(recipe, device=CUDA, cuda_graph=on) for on in (False, True))
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    for row, eager_row in zip(rows, eager_rows, strict=True):
+        assert row == pytest.approx(eager_row, rel=1e-3)
+    for weights, eager_weights in zip(weights_of(replayed).values(), weights_of(eager).values(), strict=True):
+        torch.testing.assert_close(weights, eager_weights, rtol=1e-2, atol=1e-3)
+
+
+@on_cuda
+def test_replayed_dropout_drops_others_at_each_step() -> None:
+    """With a rate that changes nothing and the same images, the loss changes by what is dropped alone."""
+    recipe = make_recipe(MLP | {"dropout": 0.5}, batch_size=50, epochs=8, optimizer=SGD | {"lr": 1e-30})
+    rows, eager_rows = (run_fit(recipe, device=CUDA, cuda_graph=on)[0] for on in (True, False))
+    losses, eager_losses = ([row["train_loss"] for row in each] for each in (rows, eager_rows))
+    assert len(set(losses)) == 8
+    assert losses == pytest.approx(eager_losses, rel=1e-4)
+
+
+@on_cuda
+@pytest.mark.parametrize("where", ["as tensors", "memory-mapped"])
+def test_data_that_do_not_fit_on_the_gpu_are_read_ahead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    recipe = make_recipe(CONVNET, epochs=3, batch_size=10, augmentation=OFF | {"shift": 1})
+    rows, _ = run_fit(recipe, device=CUDA)
+    data = make_data(50)
+    if where == "memory-mapped":
+        data.memmap(str(tmp_path / "data"))
+        data = TensorDict.load_memmap(str(tmp_path / "data"))
+    monkeypatch.setattr(train, "fits", lambda *_: False)
+    rows_ahead, _ = run_fit(recipe, device=CUDA, data=data)
+    for row, ahead in zip(rows, rows_ahead, strict=True):
+        assert ahead == pytest.approx(row, rel=1e-3)
+
+
+@on_cuda
+@pytest.mark.parametrize("recipe", ["convnet", "accurate", "lstm", "transformer"])
+def test_trained_on_cuda_it_is_exported_and_proven(normalized: Path, params: dict[str, Any], recipe: str) -> None:
+    params["recipe"], params["device"] = recipe, "cuda"
+    write_params(params, normalized)
+    for stage in (train, evaluate, export, parity):
+        stage.main()
+    assert ", bfloat16, " in load_checkpoint(normalized / train.MODEL)[1].trained_on
+    assert json.loads((normalized / "artifacts/metrics/parity.json").read_text())["max_abs_diff"] < 1e-4
+
+
+@on_cuda
+def test_torchrun_trains_over_nccl(normalized: Path, params: dict[str, Any]) -> None:
+    params["device"] = "cuda"
+    choose(normalized, params, epochs=3, augmentation=OFF | {"shift": 2}, optimizer=SGD)
+    train.main()
+    alone = read_table(normalized / train.HISTORY, schemas.history())
+    processes = torch.cuda.device_count()
+    launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", "-m", "stages.train"]
+    with start(sys.executable, *launcher) as process:
+        assert process.wait() == 0, Path("train.log").read_text()
+    assert f"on {processes} x cuda" in Path("train.log").read_text()
+    together = read_table(normalized / train.HISTORY, schemas.history())
+    for name in ("train_loss", "validation_loss"):
+        assert together[name].to_list() == pytest.approx(alone[name].to_list(), abs=1e-3)
+
+
+@on_cuda
+def test_on_cuda_it_goes_on_after_a_kill(normalized: Path, params: dict[str, Any]) -> None:
+    params["device"] = "cuda"
+    choose(normalized, params, epochs=60, batch_size=10, optimizer=SGD)
+    train.main()
+    undisturbed = read_table(normalized / train.HISTORY, schemas.history())
+    with start() as process:
+        wait_for_line("train: epoch 5/", process)
+        process.kill()
+    with start() as process:
+        assert process.wait() == 0, Path("train.log").read_text()
+    assert "goes on after epoch" in Path("train.log").read_text()
+    history = read_table(normalized / train.HISTORY, schemas.history())
+    assert history["train_loss"].to_list() == pytest.approx(undisturbed["train_loss"].to_list(), rel=1e-2, abs=1e-3)
+
+
+@on_cuda
+def test_more_processes_than_gpus_are_refused(normalized: Path, params: dict[str, Any]) -> None:
+    params["device"], params["train"]["processes"] = "cuda", 25
+    choose(normalized, params, batch_size=25)
+    with start() as process:
+        assert process.wait() == 1
+    found = f"train.processes: found 25, this machine has {torch.cuda.device_count()} cuda device"
+    assert found in Path("train.log").read_text()
 
 
 def test_main_writes_model_history_and_live_metrics(normalized: Path, params: dict[str, Any]) -> None:

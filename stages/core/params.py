@@ -263,7 +263,7 @@ class Regularization(Section):
 
     l1: NotNegative  # times the sum of absolute weights, added to the loss
     ema: Annotated[float, Field(ge=0, lt=1)]  # decay a step of the weights' moving average, which is then the model
-    patience: Annotated[int, Field(ge=0, le=10**6)]  # epochs without a better validation accuracy that end the training
+    patience: Annotated[int, Field(ge=0, le=10**6)]  # epochs without a lower validation loss that end the training
 
 
 class Recipe(Section):
@@ -290,7 +290,8 @@ class Recipe(Section):
 class Train(Section):
     sure_accuracy: Share  # of the validation images that the model is sure of; sets its `unsure_below`
     processes: Annotated[int, Field(ge=1, le=1024)]  # on this machine; they share each batch
-    compile: Literal["off", "default", "reduce-overhead", "max-autotune"]  # modes of torch.compile
+    cuda_graph: bool  # on CUDA, in one process: record a step's kernels once and launch them together
+    compile: Literal["off", "default", "max-autotune-no-cudagraphs"]  # modes of torch.compile
 
 
 class Evaluate(Section):
