@@ -27,7 +27,7 @@ def build_model(config: params.Model, image_shape: tuple[int, int, int], num_cla
         if weights > MAX_WEIGHTS:
             raise UserError(f"a {config.name} like this has {weights:,} weights, allowed are {MAX_WEIGHTS:,}")
         model = fresh(config, image_shape, num_classes)
-        count_outputs(model, image_shape)
+        output_shape(model, image_shape)
     except RuntimeError as error:
         raise UserError(f"a {config.name} like this does not take images of {height}x{width}: {error}") from None
     return model.train()
@@ -56,11 +56,11 @@ def fresh(  # noqa: PLR0911  # one for each network
             return WaveNet(config, image_shape, num_classes)
 
 
-def count_outputs(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """D of the outputs [N, D] for such images; raises `RuntimeError` where the model does not take them."""
+def output_shape(model: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Of one such image's outputs; raises `RuntimeError` where the model does not take it."""
     with torch.no_grad():
-        outputs: Tensor = model.eval()(torch.zeros((1, *image_shape)))
-    return outputs.shape[1]
+        outputs_N: Tensor = model.eval()(torch.zeros((1, *image_shape)))
+    return outputs_N.shape[1:]
 
 
 def mlp(widths: list[int], dropout: float = 0.0) -> nn.Sequential:
@@ -87,13 +87,14 @@ def convnet(config: params.ConvNet, image_shape: tuple[int, int, int], num_class
             layers.append(nn.Conv2d(planes, fan_out, size, stride, bias=False))
             if index == len(widths) - 1:  # before the norm, which then has a quarter of the pixels to work on
                 if last and config.head == "max":
-                    layers.append(nn.AdaptiveMaxPool2d(1))
+                    _, height, width = output_shape(nn.Sequential(*layers), image_shape)
+                    layers.append(nn.MaxPool2d((height, width)))
                 elif not last and (block or config.stem == "pool"):
                     layers.append(nn.MaxPool2d(2))
             layers += [nn.BatchNorm2d(fan_out), nn.ReLU()]
             planes = fan_out
     trunk = nn.Sequential(*layers, nn.Flatten())
-    return trunk.extend([nn.Dropout(config.dropout), nn.Linear(count_outputs(trunk, image_shape), num_classes)])
+    return trunk.extend([nn.Dropout(config.dropout), nn.Linear(*output_shape(trunk, image_shape), num_classes)])
 
 
 def vgg(config: params.Vgg, planes: int, num_classes: int) -> nn.Module:
