@@ -94,7 +94,8 @@ def convnet(config: params.ConvNet, image_shape: tuple[int, int, int], num_class
             layers += [nn.BatchNorm2d(fan_out), nn.ReLU()]
             planes = fan_out
     trunk = nn.Sequential(*layers, nn.Flatten())
-    return trunk.extend([nn.Dropout(config.dropout), nn.Linear(*output_shape(trunk, image_shape), num_classes)])
+    (fan_in,) = output_shape(trunk, image_shape)
+    return trunk.extend([nn.Dropout(config.dropout), nn.Linear(fan_in, num_classes)])
 
 
 def vgg(config: params.Vgg, planes: int, num_classes: int) -> nn.Module:
