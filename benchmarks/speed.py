@@ -25,7 +25,7 @@ from benchmarks.report import PROJECT, spread, table, write
 from benchmarks.training import UNMOVED, begin, changed, load_splits
 from stages import train
 from stages.core import params
-from stages.core.runtime import autocast_dtype, pick_device, tune
+from stages.core.runtime import autocast_dtype, pick_device, tune_process
 
 SHORT = UNMOVED | {"loss.label_smoothing": 0.1, "optimizer.lr": 0.02, "schedule.warmup": 0.15}
 
@@ -54,7 +54,6 @@ ON_CUDA = {
         compile_mode="default",
     ),
 }
-GOALS = {"cpu": ON_CPU, "mps": ON_CPU, "cuda": ON_CUDA}
 WARM = (
     "The process clock stops after a first training, which is the warm-up of the second one; that one has the training"
     " clock and the accuracy. The GPU waits where no kernel runs: the time of all kernels of a third training, which"
@@ -90,7 +89,7 @@ def train_once(goal: Goal, splits: dict[str, TensorDict], seed: int) -> tuple[tr
 
 def run_once(name: str, seed: int) -> dict[str, float]:
     device = pick_device(params.load_params(PROJECT / params.PARAMS).device)
-    tune(device)
+    tune_process(device)
     goal, splits = GOALS[device.type][name], load_splits(device)
     recipe = changed(goal.changes)
     training, seconds = train_once(goal, splits, seed)
@@ -121,36 +120,42 @@ def main() -> None:
     if arguments.once:
         print(json.dumps(run_once(arguments.once[0], int(arguments.once[1]))))
         return
-    device = pick_device(params.load_params(PROJECT / params.PARAMS).device)
-    goals, on_cuda = GOALS[device.type], device.type == "cuda"
-    results: dict[str, list[dict[str, float]]] = {goal: [] for goal in goals}
+    goals = GOALS[pick_device(params.load_params(PROJECT / params.PARAMS).device).type]
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in goals}
     for seed in range(1, arguments.seeds + 1):
-        for goal, runs in results.items():
-            command = [sys.executable, "-m", "benchmarks.speed", "--once", goal, str(seed)]
+        for name, runs in results.items():
+            command = [sys.executable, "-m", "benchmarks.speed", "--once", name, str(seed)]
             runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
-            print(goal, runs[-1], flush=True)
+            print(name, runs[-1], flush=True)
+    report(goals, results)
+
+
+def report(goals: dict[str, Goal], results: dict[str, list[dict[str, float]]]) -> None:
+    on_cuda = goals is ON_CUDA
     rows = []
-    for goal, runs in results.items():
+    for name, runs in results.items():
         accuracies = [100 * run["accuracy"] for run in runs]
         rows.append([
-            f"{goal} %",
+            f"{name} %",
+            str(len(runs)),
             f"**{sum(accuracies) / len(runs):.2f}** ({min(accuracies):.2f} to {max(accuracies):.2f})",
             spread([run["train_seconds"] for run in runs], 3 if on_cuda else 2),
             *([spread([100 * run["gpu_waits"] for run in runs], 0)] if on_cuda else []),
             spread([run["process_seconds"] for run in runs], 2),
             spread([run["operations_per_second"] / 1e9 for run in runs], 0),
             spread([run["matmul_rate"] / 1e9 for run in runs], 0),
-            f"`{json.dumps(goals[goal].changes)}`" + (", compiled" if goals[goal].compile_mode != "off" else ""),
+            f"`{json.dumps(goals[name].changes)}`" + (", compiled" if goals[name].compile_mode != "off" else ""),
         ])  # fmt: skip
     head = [
-        "goal", "test accuracy, %: mean", "training, s: median", *(["GPU waits, %: median"] if on_cuda else []),
+        "goal", "seeds", "test accuracy, %: mean", "training, s: median",
+        *(["GPU waits, %: median"] if on_cuda else []),
         "process, s: median", "GFLOP/s: median", "of a large matrix product: median", "recipe `convnet`, but",
     ]  # fmt: skip
     text = [
-        f"Seeds 1 to {arguments.seeds}, 55,000 training images; smallest to largest in brackets. The training clock has"
-        " augmentation, validation and just-in-time compilation inside, imports and loading outside; the process clock"
-        " has all inside, also the test. GFLOP/s: the matrix products and convolutions of all steps by the training"
-        " clock, beside the product of two large matrices, measured after it in the same process.",
+        "55,000 training images; smallest to largest in brackets. The training clock has augmentation, validation and"
+        " just-in-time compilation inside, imports and loading outside; the process clock has all inside, also the"
+        " test. GFLOP/s: the matrix products and convolutions of all steps by the training clock, beside the product of"
+        " two large matrices, measured after it in the same process.",
         *([WARM] if on_cuda else []),
         table(head, rows),
     ]

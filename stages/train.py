@@ -44,7 +44,7 @@ from stages.core.inference import confidence_threshold, infer
 from stages.core.models import build_model
 from stages.core.optimization import l1_norm, loss_of, make_optimizer, make_schedule
 from stages.core.provenance import describe
-from stages.core.runtime import CudaGraph, autocast_dtype, fits, group, joined, launch, pick_device, place, tune
+from stages.core.runtime import CudaGraph, autocast_dtype, fits, group, joined, launch, pick_device, place, tune_process
 from stages.core.sums import digest, record, verify
 from stages.core.tensors import read_tensors
 from stages.core.timing import timed
@@ -210,7 +210,7 @@ def fit(
     # summed on the device: asking for a number at every step would wait for every step
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
 
-    def make_gradients(images_NCHW: Tensor, labels_N: Tensor) -> None:
+    def compute_gradients(images_NCHW: Tensor, labels_N: Tensor) -> None:
         training.optimizer.zero_grad()
         # outside of autocast: bfloat16 is too coarse for places in an image
         augmented_NCHW = augment(images_NCHW, recipe.augmentation, noise, rank, processes)
@@ -224,7 +224,7 @@ def fit(
         loss.backward()
 
     replayed = cuda_graph and device.type == "cuda" and processes == 1
-    gradients = CudaGraph(make_gradients, noise) if replayed else make_gradients
+    gradients = CudaGraph(compute_gradients, noise) if replayed else compute_gradients
     average = None
     if training.average:
         average = moving_average(training.average, training.model, recipe.regularization.ema)
@@ -341,7 +341,7 @@ def main() -> None:
     """In this process, alone or as one of those that torchrun has started: `train.processes` is for `launch`."""
     knobs = params.load_params()
     device = pick_device(knobs.device)
-    tune(device)
+    tune_process(device)
     try:
         with joined(device) as own:
             run(knobs, own)

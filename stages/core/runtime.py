@@ -67,7 +67,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(mmap_max, 0)
 
 
-def tune(device: torch.device) -> None:
+def tune_process(device: torch.device) -> None:
     """Settings of the whole process that make a training on `device` faster."""
     keep_freed_memory()
     if device.type == "cuda":

@@ -102,6 +102,7 @@ WRONG = [
     ("recipes.mlp.model.dropout", 1.0, "input should be less than 1"),
     ("recipes.wavenet.model.layers", 13, "input should be less than or equal to 12"),
     ("train.processes", 0, "input should be greater than or equal to 1"),
+    ("train.cuda_graph", 1, "input should be a valid boolean"),
     ("train.compile", True, "input should be 'off', 'default' or 'max-autotune-no-cudagraphs'"),
     ("recipes.convnet.epochs", 0, "input should be greater than 0"),
     # far more than is of use
