@@ -1,13 +1,14 @@
 """Time to 99 % and to 99.5 % test accuracy: `python -m benchmarks.speed` writes benchmarks/speed.md.
 
 Recipe `convnet` with the changes below; they, the epochs and the seeds were fixed on the validation split beforehand.
-Each run is a process of its own; on a GPU it trains twice, the first time to warm up. Its training clock runs from the
-first batch to the end of the last epoch, the augmentation, the validation after each epoch and the kernels'
-just-in-time compilation inside, imports and loading outside; the process clock has everything inside, also the test.
-The accuracy is of the last epoch on the test split.
+Each run is a process of its own. Its training clock runs from the first batch to the end of the last epoch, the
+augmentation, the validation after each epoch and the kernels' just-in-time compilation inside, imports and loading
+outside; the process clock has everything inside, also the test. On a GPU the training clock is that of a second
+training, for which the first one was the warm-up. The accuracy is of the last epoch on the test split.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -55,9 +56,9 @@ ON_CUDA = {
     ),
 }
 WARM = (
-    "The process clock stops after a first training, which is the warm-up of the second one; that one has the training"
-    " clock and the accuracy. The GPU waits where no kernel runs: the time of all kernels of a third training, which"
-    " PyTorch's profiler watched, is missing from that of the second."
+    "A first training is the warm-up, `torch.compile` inside; after it the process clock stops. A second one, in the"
+    " same process, has the training clock and the accuracy. The GPU waits where no kernel runs: the time of all"
+    " kernels of a third training, which PyTorch's profiler watched, is missing from that of the second."
 )
 GOALS = {"cpu": ON_CPU, "mps": ON_CPU, "cuda": ON_CUDA}
 
@@ -87,14 +88,18 @@ def train_once(goal: Goal, splits: dict[str, TensorDict], seed: int) -> tuple[tr
     return training, time.perf_counter() - started
 
 
-def run_once(name: str, seed: int) -> dict[str, float]:
+def run_once(name: str, seed: int) -> dict[str, Any]:
     device = pick_device(params.load_params(PROJECT / params.PARAMS).device)
     tune_process(device)
     goal, splits = GOALS[device.type][name], load_splits(device)
     recipe = changed(goal.changes)
     training, seconds = train_once(goal, splits, seed)
     _, accuracy = train.assess(training.result, splits["test"], recipe.loss, device)
-    figures = {"seed": seed, "process_seconds": time.time() - psutil.Process().create_time()}
+    figures: dict[str, Any] = {
+        "seed": seed,
+        "process_seconds": time.time() - psutil.Process().create_time(),
+        "spin_count": os.environ.get("GOMP_SPINCOUNT"),
+    }
     if device.type == "cuda":
         training, seconds = train_once(goal, splits, seed)
         _, accuracy = train.assess(training.result, splits["test"], recipe.loss, device)
@@ -121,7 +126,7 @@ def main() -> None:
         print(json.dumps(run_once(arguments.once[0], int(arguments.once[1]))))
         return
     goals = GOALS[pick_device(params.load_params(PROJECT / params.PARAMS).device).type]
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in goals}
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in goals}
     for seed in range(1, arguments.seeds + 1):
         for name, runs in results.items():
             command = [sys.executable, "-m", "benchmarks.speed", "--once", name, str(seed)]
@@ -130,7 +135,7 @@ def main() -> None:
     report(goals, results)
 
 
-def report(goals: dict[str, Goal], results: dict[str, list[dict[str, float]]]) -> None:
+def report(goals: dict[str, Goal], results: dict[str, list[dict[str, Any]]]) -> None:
     on_cuda = goals is ON_CUDA
     rows = []
     for name, runs in results.items():
@@ -152,10 +157,10 @@ def report(goals: dict[str, Goal], results: dict[str, list[dict[str, float]]]) -
         "process, s: median", "GFLOP/s: median", "of a large matrix product: median", "recipe `convnet`, but",
     ]  # fmt: skip
     text = [
-        "55,000 training images; smallest to largest in brackets. The training clock has augmentation, validation and"
-        " just-in-time compilation inside, imports and loading outside; the process clock has all inside, also the"
-        " test. GFLOP/s: the matrix products and convolutions of all steps by the training clock, beside the product of"
-        " two large matrices, measured after it in the same process.",
+        "55,000 training images; smallest to largest in brackets. The training clock has augmentation and validation"
+        f" inside{'' if on_cuda else ', just-in-time compilation too'}, imports and loading outside; the process clock"
+        " has all inside, also the test. GFLOP/s: the matrix products and convolutions of all steps by the training"
+        " clock, beside the product of two large matrices, measured after it in the same process.",
         *([WARM] if on_cuda else []),
         table(head, rows),
     ]

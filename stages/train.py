@@ -88,7 +88,10 @@ def start_training(recipe: params.Recipe, model: nn.Module, train_images: int) -
 
 
 def moving_average(average: nn.Module, model: nn.Module, decay: float) -> Callable[[], None]:
-    """A step of the exponential moving average. Torch's AveragedModel would wait for a GPU at each."""
+    """What makes a step of the exponential moving average, as long as the tensors of both stay the same.
+
+    Torch's AveragedModel would wait for a GPU at each.
+    """
     averages, latest = (
         [value for value in each.state_dict().values() if value.is_floating_point()] for each in (average, model)
     )
@@ -210,7 +213,7 @@ def fit(
     # summed on the device: asking for a number at every step would wait for every step
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
 
-    def compute_gradients(images_NCHW: Tensor, labels_N: Tensor) -> None:
+    def forward_and_backward(images_NCHW: Tensor, labels_N: Tensor) -> None:
         training.optimizer.zero_grad()
         # outside of autocast: bfloat16 is too coarse for places in an image
         augmented_NCHW = augment(images_NCHW, recipe.augmentation, noise, rank, processes)
@@ -224,10 +227,10 @@ def fit(
         loss.backward()
 
     replayed = cuda_graph and device.type == "cuda" and processes == 1
-    gradients = CudaGraph(compute_gradients, noise) if replayed else compute_gradients
-    average = None
+    make_gradients = CudaGraph(forward_and_backward, noise) if replayed else forward_and_backward
+    follow = None
     if training.average:
-        average = moving_average(training.average, training.model, recipe.regularization.ema)
+        follow = moving_average(training.average, training.model, recipe.regularization.ema)
 
     for epoch in range(first_epoch, recipe.epochs + 1):
         order_generator.manual_seed(random_stream("order", seed, epoch))
@@ -240,11 +243,11 @@ def fit(
         loss_sum.zero_()
         correct.zero_()
         for images_NCHW, labels_N in batches(train, mine_SN, device):
-            gradients(images_NCHW, labels_N)
+            make_gradients(images_NCHW, labels_N)
             training.optimizer.step()
             training.schedule.step()
-            if average:
-                average()
+            if follow:
+                follow()
             stepped()
         train_loss, train_correct = total(loss_sum, correct)
         with autocast:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Iterator
 from itertools import pairwise
 from math import log
 from pathlib import Path
@@ -93,6 +94,15 @@ def weights_of(training: train.Training) -> dict[str, Tensor]:
 
 def same_weights(some: dict[str, Tensor], others: dict[str, Tensor]) -> bool:
     return some.keys() == others.keys() and all(torch.equal(some[name], others[name]) for name in some)
+
+
+@pytest.fixture(autouse=True)
+def torch_as_it_was() -> Iterator[None]:
+    """A stage's `main` changes how a GPU computes in the whole process."""
+    precision, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    yield
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.benchmark = benchmark
 
 
 @pytest.fixture
@@ -344,7 +354,7 @@ def test_replayed_it_learns_as_step_by_step(model: dict[str, Any]) -> None:
         "schedule": {"name": "one_cycle", "warmup": 0.25},
     }
     recipe = make_recipe(model, **settings, batch_size=10, epochs=4)
-    with full_float32(), torch.backends.cudnn.flags(enabled=True, deterministic=True):
+    with full_float32(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         (eager_rows, eager), (rows, replayed) = (run_fit(recipe, device=CUDA, cuda_graph=on) for on in (False, True))
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     for row, eager_row in zip(rows, eager_rows, strict=True):
@@ -354,9 +364,17 @@ def test_replayed_it_learns_as_step_by_step(model: dict[str, Any]) -> None:
 
 
 @on_cuda
+def test_compiled_and_replayed_it_learns_the_same() -> None:
+    recipe = make_recipe(CONVNET, batch_size=10, epochs=3, optimizer=SGD | {"lr": 0.02})
+    (eager_rows, _), (rows, _) = run_fit(recipe, device=CUDA), run_fit(recipe, device=CUDA, compile_mode="default")
+    for row, eager_row in zip(rows, eager_rows, strict=True):
+        assert row == pytest.approx(eager_row, rel=1e-2)
+
+
+@on_cuda
 def test_replayed_dropout_drops_others_at_each_step() -> None:
     """With a rate that changes nothing and the same images, the loss changes by what is dropped alone."""
-    recipe = make_recipe(MLP | {"dropout": 0.5}, batch_size=50, epochs=8, optimizer=SGD | {"lr": 1e-30})
+    recipe = make_recipe(MLP | {"dropout": 0.5}, batch_size=10, epochs=8, optimizer=SGD | {"lr": 1e-30})
     rows, eager_rows = (run_fit(recipe, device=CUDA, cuda_graph=on)[0] for on in (True, False))
     losses, eager_losses = ([row["train_loss"] for row in each] for each in (rows, eager_rows))
     assert len(set(losses)) == 8
@@ -375,6 +393,13 @@ def test_data_that_do_not_fit_on_the_gpu_are_read_ahead(
         data.memmap(str(tmp_path / "data"))
         data = TensorDict.load_memmap(str(tmp_path / "data"))
     monkeypatch.setattr(train, "fits", lambda *_: False)
+    pin_memory = Tensor.pin_memory
+
+    def pin_slowly(tensor: Tensor) -> Tensor:
+        time.sleep(0.02)  # a step is recorded meanwhile
+        return pin_memory(tensor)
+
+    monkeypatch.setattr(Tensor, "pin_memory", pin_slowly)
     rows_ahead, _ = run_fit(recipe, device=CUDA, data=data)
     for row, ahead in zip(rows, rows_ahead, strict=True):
         assert ahead == pytest.approx(row, rel=1e-3)
@@ -387,14 +412,16 @@ def test_trained_on_cuda_it_is_exported_and_proven(normalized: Path, params: dic
     write_params(params, normalized)
     for stage in (train, evaluate, export, parity):
         stage.main()
-    assert ", bfloat16, " in load_checkpoint(normalized / train.MODEL)[1].trained_on
+    dtype = str(autocast_dtype("auto", CUDA)).removeprefix("torch.")
+    assert f", {dtype}, " in load_checkpoint(normalized / train.MODEL)[1].trained_on
     assert json.loads((normalized / "artifacts/metrics/parity.json").read_text())["max_abs_diff"] < 1e-4
 
 
 @on_cuda
 def test_torchrun_trains_over_nccl(normalized: Path, params: dict[str, Any]) -> None:
+    """A process for each GPU, be there one or more."""
     params["device"] = "cuda"
-    choose(normalized, params, epochs=3, augmentation=OFF | {"shift": 2}, optimizer=SGD)
+    choose(normalized, params, epochs=3, model=CONVNET, augmentation=OFF | {"shift": 2}, optimizer=SGD)
     train.main()
     alone = read_table(normalized / train.HISTORY, schemas.history())
     processes = torch.cuda.device_count()
@@ -410,7 +437,8 @@ def test_torchrun_trains_over_nccl(normalized: Path, params: dict[str, Any]) -> 
 @on_cuda
 def test_on_cuda_it_goes_on_after_a_kill(normalized: Path, params: dict[str, Any]) -> None:
     params["device"] = "cuda"
-    choose(normalized, params, epochs=60, batch_size=10, optimizer=SGD)
+    slow = SGD | {"lr": 0.001}  # so that the losses stay large
+    choose(normalized, params, epochs=60, batch_size=10, optimizer=slow, augmentation=OFF | {"shift": 2})
     train.main()
     undisturbed = read_table(normalized / train.HISTORY, schemas.history())
     with start() as process:
@@ -420,7 +448,7 @@ def test_on_cuda_it_goes_on_after_a_kill(normalized: Path, params: dict[str, Any
         assert process.wait() == 0, Path("train.log").read_text()
     assert "goes on after epoch" in Path("train.log").read_text()
     history = read_table(normalized / train.HISTORY, schemas.history())
-    assert history["train_loss"].to_list() == pytest.approx(undisturbed["train_loss"].to_list(), rel=1e-2, abs=1e-3)
+    assert history["train_loss"].to_list() == pytest.approx(undisturbed["train_loss"].to_list(), rel=1e-3)
 
 
 @on_cuda

@@ -290,7 +290,7 @@ class Recipe(Section):
 class Train(Section):
     sure_accuracy: Share  # of the validation images that the model is sure of; sets its `unsure_below`
     processes: Annotated[int, Field(ge=1, le=1024)]  # on this machine; they share each batch
-    cuda_graph: bool  # on CUDA, in one process: record a step's kernels once and launch them together
+    cuda_graph: bool  # on CUDA, in one process: record the kernels up to the gradients once, launch them together
     compile: Literal["off", "default", "max-autotune-no-cudagraphs"]  # modes of torch.compile
 
 

@@ -104,7 +104,8 @@ class CudaGraph:
             place.copy_(tensor)
         if not self.recorded:
             self.graph.register_generator_state(self.generator)
-            with torch.cuda.graph(self.graph, stream=self.stream):
+            # what reads ahead may take memory meanwhile, in its own thread
+            with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.work(*self.inputs)
             self.recorded = True
         self.graph.replay()

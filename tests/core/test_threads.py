@@ -39,8 +39,10 @@ def test_what_the_user_sets_is_kept() -> None:
     assert spin_count("77") == "77"
 
 
-@pytest.mark.parametrize(("running", "alone"), [(1, True), (2, False), (10, False)])
-def test_alone_is_who_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: int, alone: bool) -> None:
+@pytest.mark.parametrize(("running", "idle"), [(1, True), (2, False), (10, False)])
+def test_idle_is_a_machine_where_nothing_else_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: int, idle: bool
+) -> None:
     monkeypatch.setattr(stages, "LOAD", tmp_path / "loadavg")
     stages.LOAD.write_text(f"0.20 0.18 0.12 {running}/80 11206\n")
-    assert stages.alone() is alone
+    assert stages.machine_is_idle() is idle
