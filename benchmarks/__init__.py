@@ -2,4 +2,5 @@
 
 import os
 
-os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # before torch is loaded; see stages/__init__.py
+# Before torch is loaded. To stages/__init__.py it is a user's value, so that a measured process keeps it.
+os.environ.setdefault("GOMP_SPINCOUNT", "30000")

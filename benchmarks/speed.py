@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
+from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
@@ -55,12 +56,12 @@ ON_CUDA = {
         compile_mode="default",
     ),
 }
+GOALS = {"cpu": ON_CPU, "mps": ON_CPU, "cuda": ON_CUDA}
 WARM = (
     "A first training is the warm-up, `torch.compile` inside; after it the process clock stops. A second one, in the"
     " same process, has the training clock and the accuracy. The GPU waits where no kernel runs: the time of all"
     " kernels of a third training, which PyTorch's profiler watched, is missing from that of the second."
 )
-GOALS = {"cpu": ON_CPU, "mps": ON_CPU, "cuda": ON_CUDA}
 
 
 def count_operations(model: nn.Module, images_NCHW: Tensor) -> int:
@@ -78,12 +79,14 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * size**3 / seconds.blocked_autorange(min_run_time=1).median)
 
 
-def train_once(goal: Goal, splits: dict[str, TensorDict], seed: int) -> tuple[train.Training, float]:
+def train_once(
+    recipe: params.Recipe, compile_mode: str, splits: dict[str, TensorDict], seed: int
+) -> tuple[train.Training, float]:
     """What was trained, and the seconds that it took."""
-    recipe, data = changed(goal.changes), splits["train"]
+    data = splits["train"]
     training = begin(recipe, data["image"].device, seed, len(data))
     started = time.perf_counter()
-    for _ in train.fit(training, recipe, data, splits["validation"], seed, compile_mode=goal.compile_mode):
+    for _ in train.fit(training, recipe, data, splits["validation"], seed, compile_mode=compile_mode):
         pass
     return training, time.perf_counter() - started
 
@@ -93,7 +96,8 @@ def run_once(name: str, seed: int) -> dict[str, Any]:
     tune_process(device)
     goal, splits = GOALS[device.type][name], load_splits(device)
     recipe = changed(goal.changes)
-    training, seconds = train_once(goal, splits, seed)
+    run = partial(train_once, recipe, goal.compile_mode, splits, seed)
+    training, seconds = run()
     _, accuracy = train.assess(training.result, splits["test"], recipe.loss, device)
     figures: dict[str, Any] = {
         "seed": seed,
@@ -101,10 +105,10 @@ def run_once(name: str, seed: int) -> dict[str, Any]:
         "spin_count": os.environ.get("GOMP_SPINCOUNT"),
     }
     if device.type == "cuda":
-        training, seconds = train_once(goal, splits, seed)
+        training, seconds = run()
         _, accuracy = train.assess(training.result, splits["test"], recipe.loss, device)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-            train_once(goal, splits, seed)
+            run()
         busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
         figures["gpu_waits"] = 1 - busy / seconds
     steps = recipe.epochs * train.count_steps(recipe, len(splits["train"]))
