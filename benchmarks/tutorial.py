@@ -1,7 +1,8 @@
 """The tutorial's training loop against recipe `article`: `python -m benchmarks.tutorial` writes benchmarks/tutorial.md.
 
-Same images, network, first weights' distribution, optimizer, batches and epochs, in turn. The clock runs from the first
-batch to the end of the last epoch; imports and the opening of the data are outside, the recipe's validation is inside.
+Same images, network, first weights' distribution, optimizer, batches, epochs and process, in turn. The clock runs from
+the first batch to the end of the last epoch; imports and the opening of the data are outside, the recipe's validation
+is inside.
 """
 
 import tempfile
@@ -21,7 +22,7 @@ from benchmarks.training import CLASSES, SHAPE, begin, load_splits
 from stages import train
 from stages.core import params
 from stages.core.models import build_model
-from stages.core.runtime import pick_device
+from stages.core.runtime import pick_device, tune_process
 
 RAW = PROJECT / "artifacts/raw/mnist"
 
@@ -77,6 +78,7 @@ def main() -> None:
     runs = parser.parse_args().runs
     knobs = params.load_params(PROJECT / "params.yaml")
     recipe, device = knobs.recipes["article"], pick_device(knobs.device)
+    tune_process(device)
     ids = TensorDict.load_memmap(str(PROJECT / train.NORMALIZED / "train"))["id"].tolist()
     results: dict[str, list[tuple[float, float]]] = {"tutorial": [], "article": []}
     for seed in range(1, runs + 1):
