@@ -16,7 +16,7 @@ from benchmarks.report import PROJECT, table, write
 from benchmarks.training import UNMOVED, begin, changed, load_splits
 from stages import train
 from stages.core import params
-from stages.core.runtime import pick_device, tune_process
+from stages.core.runtime import pick_device
 
 IMAGES = 1000  # to learn, and as many to validate on
 NONE = {
@@ -78,7 +78,6 @@ def main() -> None:
         parser.error("--seeds: two at least, for their spread")
     seeds = range(1, count + 1)
     device = pick_device(params.load_params(PROJECT / params.PARAMS).device)
-    tune_process(device)
     data = load_splits(device)
     data["validation"] = data["validation"][:IMAGES]
     recipes = {name: changed(NONE | changes) for name, changes in MEANS.items()}

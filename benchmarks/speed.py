@@ -9,8 +9,6 @@ training, for which the first one was the warm-up. The accuracy is of the last e
 
 import json
 import os
-import subprocess
-import sys
 import time
 from argparse import ArgumentParser
 from functools import partial
@@ -24,10 +22,10 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.report import PROJECT, spread, table, write
-from benchmarks.training import UNMOVED, begin, changed, load_splits
+from benchmarks.training import UNMOVED, begin, changed, in_fresh_process, load_splits
 from stages import train
 from stages.core import params
-from stages.core.runtime import autocast_dtype, pick_device, tune_process
+from stages.core.runtime import autocast_dtype, pick_device
 
 SHORT = UNMOVED | {"loss.label_smoothing": 0.1, "optimizer.lr": 0.02, "schedule.warmup": 0.15}
 
@@ -93,7 +91,6 @@ def train_once(
 
 def run_once(name: str, seed: int) -> dict[str, Any]:
     device = pick_device(params.load_params(PROJECT / params.PARAMS).device)
-    tune_process(device)
     goal, splits = GOALS[device.type][name], load_splits(device)
     recipe = changed(goal.changes)
     run = partial(train_once, recipe, goal.compile_mode, splits, seed)
@@ -133,8 +130,7 @@ def main() -> None:
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in goals}
     for seed in range(1, arguments.seeds + 1):
         for name, runs in results.items():
-            command = [sys.executable, "-m", "benchmarks.speed", "--once", name, str(seed)]
-            runs.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+            runs.append(in_fresh_process("benchmarks.speed", name, seed))
             print(name, runs[-1], flush=True)
     report(goals, results)
 

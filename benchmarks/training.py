@@ -1,6 +1,9 @@
-"""Trainings of benchmarks: on the project's normalized data, in the benchmark's process, as stage `train` does them."""
+"""Trainings of benchmarks: on the project's normalized data, in one process, as stage `train` does them."""
 
+import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +16,7 @@ from benchmarks.report import PROJECT
 from stages import train
 from stages.core import params
 from stages.core.models import build_model
+from stages.core.runtime import tune_process
 
 SHAPE, CLASSES = (1, 28, 28), 10
 UNMOVED = {f"augmentation.{kind}": 0 for kind in ("shift", "rotation", "scale", "shear", "elastic")}
@@ -34,6 +38,13 @@ def load_splits(device: torch.device) -> dict[str, TensorDict]:
 
 def begin(recipe: params.Recipe, device: torch.device, seed: int, train_images: int) -> train.Training:
     """A fresh network on `device` and all that trains it."""
+    tune_process(device)
     torch.manual_seed(seed)
     model = build_model(recipe.model, SHAPE, CLASSES).to(device).to(memory_format=torch.channels_last)
     return train.start_training(recipe, model, train_images)
+
+
+def in_fresh_process(benchmark: str, name: str, seed: int) -> Any:
+    """What such a benchmark prints as JSON with `--once name seed`: what ran before would change memory and threads."""
+    command = [sys.executable, "-m", benchmark, "--once", name, str(seed)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)

@@ -5,12 +5,11 @@ clock runs from the first batch to the end of the last epoch; imports and the op
 recipe's validation is inside.
 """
 
+import json
+import sys
 import tempfile
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, get_start_method, set_start_method
 from pathlib import Path
 from statistics import median
 
@@ -21,16 +20,17 @@ from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from benchmarks.report import PROJECT, spread, table, write
-from benchmarks.training import CLASSES, SHAPE, begin, load_splits
+from benchmarks.training import CLASSES, SHAPE, begin, in_fresh_process, load_splits
 from stages import train
 from stages.core import params
 from stages.core.models import build_model
-from stages.core.runtime import pick_device, tune_process
+from stages.core.runtime import pick_device
 
 RAW = PROJECT / "artifacts/raw/mnist"
+TRAIN = PROJECT / train.NORMALIZED / "train"
 
 
-def run_tutorial(recipe: params.Recipe, picked: list[int], device: torch.device, seed: int) -> tuple[float, float]:
+def run_tutorial(recipe: params.Recipe, device: torch.device, seed: int) -> tuple[float, float]:
     """Seconds and test accuracy of the loop that the tutorials of PyTorch show."""
     torch.manual_seed(seed)
     assert isinstance(recipe.optimizer, params.Sgd)
@@ -38,6 +38,7 @@ def run_tutorial(recipe: params.Recipe, picked: list[int], device: torch.device,
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "MNIST").mkdir()
         (Path(root) / "MNIST/raw").symlink_to(RAW)
+        picked = TensorDict.load_memmap(str(TRAIN))["id"].tolist()
         train_set = Subset(datasets.MNIST(root, train=True, transform=transform), picked)
         test_set = datasets.MNIST(root, train=False, transform=transform)
     train_loader = DataLoader(train_set, batch_size=recipe.batch_size, shuffle=True, num_workers=2)
@@ -54,7 +55,7 @@ def run_tutorial(recipe: params.Recipe, picked: list[int], device: torch.device,
             loss.backward()
             optimizer.step()
             running_loss += loss.item()
-        print(f"tutorial: epoch {epoch + 1}, loss {running_loss / len(train_loader):.4f}", flush=True)
+        print(f"tutorial: epoch {epoch + 1}, loss {running_loss / len(train_loader):.4f}", file=sys.stderr)
     seconds = time.perf_counter() - started
     model.eval()
     with torch.no_grad():
@@ -66,39 +67,34 @@ def run_tutorial(recipe: params.Recipe, picked: list[int], device: torch.device,
 
 def run_recipe(recipe: params.Recipe, device: torch.device, seed: int) -> tuple[float, float]:
     """Seconds and test accuracy, after the last epoch, of this project's loop."""
-    tune_process(device)
     splits = load_splits(device)
     training = begin(recipe, device, seed, len(splits["train"]))
     started = time.perf_counter()
     for row in train.fit(training, recipe, splits["train"], splits["validation"], seed):
-        print(f"article: epoch {row['epoch']}, loss {row['train_loss']:.4f}", flush=True)
+        print(f"article: epoch {row['epoch']}, loss {row['train_loss']:.4f}", file=sys.stderr)
     seconds = time.perf_counter() - started
     return seconds, train.assess(training.result, splits["test"], recipe.loss, device)[1]
 
 
-def start_processes_by(method: str) -> None:
-    set_start_method(method, force=True)
-
-
-def in_fresh_process(run: Callable[..., tuple[float, float]], *arguments: object) -> tuple[float, float]:
-    """What has run before would change how memory and threads behave."""
-    # in a spawned process the DataLoader would spawn its workers too, which takes seconds in each epoch
-    usual = (get_start_method(),)
-    with ProcessPoolExecutor(1, get_context("spawn"), start_processes_by, usual) as pool:
-        return pool.submit(run, *arguments).result()
+LOOPS = {"tutorial": run_tutorial, "article": run_recipe}
 
 
 def main() -> None:
     parser = ArgumentParser("python -m benchmarks.tutorial", description=__doc__)
     parser.add_argument("--runs", type=int, default=3, help="of each, in turn (default: 3)")
-    runs = parser.parse_args().runs
+    parser.add_argument("--once", nargs=2, metavar=("LOOP", "SEED"), help="one run here; its figures as JSON")
+    arguments = parser.parse_args()
     knobs = params.load_params(PROJECT / "params.yaml")
-    recipe, device = knobs.recipes["article"], pick_device(knobs.device)
-    ids = TensorDict.load_memmap(str(PROJECT / train.NORMALIZED / "train"))["id"].tolist()
-    results: dict[str, list[tuple[float, float]]] = {"tutorial": [], "article": []}
+    recipe = knobs.recipes["article"]
+    if arguments.once:
+        name, seed = arguments.once
+        print(json.dumps(LOOPS[name](recipe, pick_device(knobs.device), int(seed))))
+        return
+    runs = arguments.runs
+    results: dict[str, list[tuple[float, float]]] = {name: [] for name in LOOPS}
     for seed in range(1, runs + 1):
-        results["tutorial"].append(in_fresh_process(run_tutorial, recipe, ids, device, seed))
-        results["article"].append(in_fresh_process(run_recipe, recipe, device, seed))
+        for name, outcomes in results.items():
+            outcomes.append(in_fresh_process("benchmarks.tutorial", name, seed))
     ratio = [slow[0] / fast[0] for slow, fast in zip(results["tutorial"], results["article"], strict=True)]
     rows = [
         [label, spread([run[0] for run in results[name]]), spread([100 * run[1] for run in results[name]], 2)]
@@ -107,8 +103,9 @@ def main() -> None:
             ("article", "recipe `article`"),
         )
     ]
+    images = len(TensorDict.load_memmap(str(TRAIN)))
     text = [
-        f"MLP 784-128-64-10, SGD, batches of {recipe.batch_size}, {recipe.epochs} epochs of {len(ids):,} images,"
+        f"MLP 784-128-64-10, SGD, batches of {recipe.batch_size}, {recipe.epochs} epochs of {images:,} images,"
         f" seeds 1 to {runs}, in turn, each in a fresh process; median (smallest to largest). Imports and the opening"
         " of the data are outside.",
         table(["", "seconds of training", "test accuracy, %"], rows),
