@@ -1,48 +1,119 @@
-"""Who shares the machine does not take its cores by waiting."""
+"""Threads that wait for each other leave the cores to whoever needs them."""
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from threading import Event, Thread
+from typing import Self
 
 import pytest
 
-import stages
+from stages.core import threads
 from tests.conftest import PROJECT
 
-linux = pytest.mark.skipif(not stages.LOAD.exists(), reason="needs Linux's count of what runs")
+pytestmark = pytest.mark.skipif(not threads.TASKS.exists(), reason="needs Linux's statistics of threads")
+
+# Computes on two threads and prints how many there are, after each line that it reads. Its argument is where the kernel,
+# or this test, says how long they had to wait for a core.
+COMPUTING = """
+import os, sys, time
+from pathlib import Path
+from stages.core import threads
+import torch
+threads.TASKS, threads.LOOK_S = Path(sys.argv[1]), 0.02
+torch.set_num_threads(2)
+with threads.sharing_cores():
+    for line in sys.stdin:
+        until = time.monotonic() + 1
+        while time.monotonic() < until:
+            torch.ones(1 << 17)
+        print(len(os.listdir("/proc/self/task")), flush=True)
+"""
 
 
-def spin_count(inherited: str) -> str:
-    """Of a process in whose environment it is `inherited`."""
+class Computing:
+    """A process that computes while the block runs."""
+
+    def __init__(self, tasks: Path) -> None:
+        inherited = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        command = [sys.executable, "-c", COMPUTING, str(tasks)]
+        self.process = subprocess.Popen(
+            command, cwd=PROJECT, env=inherited, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def count_threads(self) -> int:
+        """Return how many it has after a second of work."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+
+def spin_count(inherited: dict[str, str]) -> str:
+    """Return what a process has that imports the package of stages in this environment."""
     code = "import os, stages; print(os.environ['GOMP_SPINCOUNT'])"
-    environment = {"GOMP_SPINCOUNT": inherited}
     done = subprocess.run(
-        [sys.executable, "-c", code], check=True, cwd=PROJECT, env=environment, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], check=True, cwd=PROJECT, env=inherited, stdout=subprocess.PIPE, text=True
     )
     return done.stdout.strip()
 
 
-@linux
-@pytest.mark.parametrize("inherited", [stages.LONG, stages.SHORT])
-def test_beside_another_process_at_work_threads_spin_for_a_short_time(inherited: str) -> None:
-    with subprocess.Popen([sys.executable, "-c", "print('at work', flush=True)\nwhile True: pass"], stdout=-1) as other:
-        assert other.stdout
-        other.stdout.readline()
+def test_a_spin_count_that_the_user_sets_is_kept() -> None:
+    assert spin_count({}) == threads.SPIN_COUNT
+    assert spin_count({"GOMP_SPINCOUNT": "77"}) == "77"
+
+
+def test_time_without_a_core_only_grows() -> None:
+    before = threads.seconds_without_core()
+    assert 0 <= before <= threads.seconds_without_core()
+
+
+def test_waits_are_short_while_the_threads_wait_for_cores_and_long_again_afterwards(tmp_path: Path) -> None:
+    """More threads than cores are what makes GNU's OpenMP wait for a short time."""
+    statistics = tmp_path / "tasks/1/schedstat"
+    statistics.parent.mkdir(parents=True)
+    statistics.write_text("0 0 0")
+    over = Event()
+
+    def be_crowded() -> None:
+        """Have one thread wait for a third of the time."""
+        started = time.monotonic()
+        while not over.wait(0.01):
+            partial = statistics.with_name("partial")
+            partial.write_text(f"0 {int((time.monotonic() - started) * 1e9 / 3)} 0")
+            partial.replace(statistics)
+
+    with Computing(tmp_path / "tasks") as computing:
+        alone = computing.count_threads()
+        crowd = Thread(target=be_crowded)
+        crowd.start()
+        beside = computing.count_threads()
+        over.set()
+        crowd.join()
+        assert beside >= alone + (os.cpu_count() or 1)
+        assert computing.count_threads() == alone
+
+
+@pytest.mark.slow
+def test_a_competitor_that_joins_later_is_noticed() -> None:
+    cores = os.cpu_count() or 1
+    busy: list[subprocess.Popen[bytes]] = []
+    with Computing(threads.TASKS) as computing:
+        alone = computing.count_threads()
         try:
-            assert spin_count(inherited) == stages.SHORT
+            busy += [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * cores)]
+            assert max(computing.count_threads() for _ in range(5)) >= min(alone, 3) + cores
         finally:
-            other.kill()
-
-
-@linux
-def test_what_the_user_sets_is_kept() -> None:
-    assert spin_count("77") == "77"
-
-
-@pytest.mark.parametrize(("running", "idle"), [(1, True), (2, False), (10, False)])
-def test_idle_is_a_machine_where_nothing_else_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, running: int, idle: bool
-) -> None:
-    monkeypatch.setattr(stages, "LOAD", tmp_path / "loadavg")
-    stages.LOAD.write_text(f"0.20 0.18 0.12 {running}/80 11206\n")
-    assert stages.machine_is_idle() is idle
+            for each in busy:
+                each.kill()
+                each.wait()

@@ -1,0 +1,98 @@
+"""How long PyTorch's threads spin while they wait for each other, decided here alone.
+
+Waking a thread that sleeps takes longer than many operations of a small network, so threads that spin for a while train
+such a network up to twice as fast. But a spinning thread keeps its core from everybody else, even from the thread that
+it waits for: beside a busy process, training with long spins is ten times slower.
+
+GNU's OpenMP reads the number of turns once, when torch loads it. What still changes the number later is the rule that
+threads spin for 100 turns at most while there are more OpenMP threads than cores (libgomp's manual, "GOMP_SPINCOUNT").
+So `sharing_cores` adds threads that only sleep whenever this process has to wait for a core, and removes them when it
+has the cores for itself again.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from threading import Barrier, Event, Thread
+
+SPIN_COUNT = "30001"  # Turns of a loop. The odd number tells our value from one that the user has set.
+TASKS = Path("/proc/self/task")  # One folder for each thread of this process, on Linux.
+LOOK_S = 0.1  # Seconds between two looks at how long the threads had to wait for a core.
+CROWDED = 0.1  # Share of that time. It was 0.02 on an idle machine, 0.4 and more beside one busy process.
+QUIET_LOOKS = 10  # Looks in a row without crowding, after which the threads may spin again.
+
+
+def set_spin_count() -> None:
+    """Have torch's threads spin for long, unless the user has set GOMP_SPINCOUNT; call it before torch is loaded."""
+    if TASKS.exists():  # Without Linux's statistics nothing would shorten it again.
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+@contextmanager
+def sharing_cores() -> Iterator[None]:
+    """Keep spins short, while the block runs, for as long as other processes want the same cores."""
+    if os.environ.get("GOMP_SPINCOUNT") != SPIN_COUNT:
+        yield
+        return
+    done = Event()
+    watcher = Thread(target=watch, args=(done,))
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
+
+
+def watch(done: Event) -> None:
+    """Hold sleeping threads whenever this process's own had to wait for a core, until `done` is set."""
+    quiet, waited, looked = QUIET_LOOKS, seconds_without_core(), time.monotonic()
+    with ExitStack() as sleeping:
+        while not done.wait(LOOK_S):
+            waited_before, looked_before = waited, looked
+            waited, looked = seconds_without_core(), time.monotonic()
+            if waited - waited_before > CROWDED * (looked - looked_before):
+                if quiet >= QUIET_LOOKS:
+                    sleeping.enter_context(more_threads_than_cores())
+                quiet = 0
+            else:
+                quiet += 1
+                if quiet == QUIET_LOOKS:
+                    sleeping.close()
+
+
+def seconds_without_core() -> float:
+    """Return how long the threads of this process, summed, were ready to run and got no core."""
+    waited = 0
+    for task in TASKS.iterdir():
+        try:
+            waited += int((task / "schedstat").read_text().split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # This thread has just ended.
+    return waited / 1e9
+
+
+@contextmanager
+def more_threads_than_cores() -> Iterator[None]:
+    """Hold as many sleeping OpenMP threads as it takes to have more of them than cores."""
+    import torch  # noqa: PLC0415  # Its users have loaded it; for others it would take seconds.
+
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
+    if threads == 1:  # There is nobody to wait for.
+        yield
+        return
+    # A Python thread that computes gets OpenMP threads of its own, which end with it.
+    teams = max(1, -(-(cores + 1 - threads) // (threads - 1)))
+    together = Barrier(teams)
+
+    def start_team() -> None:
+        torch.ones(1 << 20)  # Large enough for torch to divide it.
+        together.wait()
+
+    with ThreadPoolExecutor(teams) as holders:
+        for team in [holders.submit(start_team) for _ in range(teams)]:
+            team.result()
+        yield
