@@ -15,8 +15,8 @@ from tests.conftest import PROJECT
 
 pytestmark = pytest.mark.skipif(not threads.TASKS.exists(), reason="needs Linux's statistics of threads")
 
-# Computes on two threads and prints how many there are, after each line that it reads. Its argument is where the kernel,
-# or this test, says how long they had to wait for a core.
+# Computes on two threads and prints how many there are, after each line that it reads. Its argument is where the
+# kernel, or this test, says how long they had to wait for a core.
 COMPUTING = """
 import os, sys, time
 from pathlib import Path
