@@ -10,7 +10,7 @@ export DO_NOT_TRACK ?= 1
 
 .PHONY: help
 help: ## Show this
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 .PHONY: run
 run: .venv/installed ## Run the stale stages of the pipeline, then print its metrics
@@ -31,12 +31,20 @@ demo: .venv/installed ## Draw a digit: a page and an API for the model, on loopb
 	@python -m serving.app
 
 .PHONY: test
-test: .venv/installed ## Run the tests
-	@pytest
+test: .venv/installed ## Run the fast tests, on all cores
+	@pytest --numprocesses=auto -m "not slow"
+
+.PHONY: test-slow
+test-slow: .venv/installed ## Run the other tests: kills, servers, browsers, whole recipes
+	@python -m tests.browser
+	@pytest --numprocesses=auto -m slow
+
+.PHONY: test-all
+test-all: test test-slow ## Run all tests
 
 .PHONY: faults
 faults: .venv/installed ## Try to break it, thoroughly: kills, bad bytes, bad input ... into benchmarks/faults.md
-	@VISION_PIPELINE_FAULTS=long pytest tests/faults
+	@VISION_PIPELINE_FAULTS=long pytest --timeout=0 tests/faults
 
 .PHONY: audit
 audit: .venv/installed ## Look up known vulnerabilities of the pinned packages

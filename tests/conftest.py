@@ -1,21 +1,30 @@
-"""A tiny data set of IDX files, a workspace that uses it, and a clone of the project that does."""
+"""A tiny data set of IDX files, a workspace that uses it, a clone of the project that does, and a browser."""
 
 import hashlib
 import os
+
+# Tests run beside each other, and threads that wait for each other starve there. Torch reads it when it is loaded.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from playwright.sync_api import Browser, sync_playwright
 from ruamel.yaml import YAML
 
+from stages.core.artifacts import locked, remove
 from stages.core.datasets import FILES, write_idx
+from tests.browser import ARGUMENTS, find_browser
 
+pytest_plugins = ["tests.faults.counts"]
 PROJECT = Path(__file__).parent.parent
 CLASSES = [str(digit) for digit in range(10)]
 
@@ -31,15 +40,32 @@ def make_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return images, labels
 
 
+def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """Return a folder that `make` has filled, once for all processes of this test run; nobody may change it."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # Each has a folder of its own in that of the run.
+        base = base.parent
+    folder, made = base / name, base / f"{name}.made"
+    with locked(base / f"{name}.lock", wait=True):
+        if not made.exists():
+            remove(folder)
+            folder.mkdir()
+            make(folder)
+            made.touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny_idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the four IDX files: 300 training and 100 test images."""
-    folder = tmp_path_factory.mktemp("tiny_idx")
-    for split, count, seed in (("train", 300, 1), ("test", 100, 2)):
-        images, labels = make_images(count, seed)
-        write_idx(folder / FILES[f"{split}_images"], images)
-        write_idx(folder / FILES[f"{split}_labels"], labels)
-    return folder
+    """Return a folder with the four IDX files: 300 training and 100 test images."""
+
+    def make(folder: Path) -> None:
+        for split, count, seed in (("train", 300, 1), ("test", 100, 2)):
+            images, labels = make_images(count, seed)
+            write_idx(folder / FILES[f"{split}_images"], images)
+            write_idx(folder / FILES[f"{split}_labels"], labels)
+
+    return make_once(tmp_path_factory, "tiny_idx", make)
 
 
 def tiny_params(idx: Path) -> dict[str, Any]:
@@ -81,17 +107,37 @@ def workspace(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.Monkey
     return tmp_path
 
 
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
+    """Return a folder in which all stages have run undisturbed on tiny data; copy it, do not change it."""
+
+    def make(folder: Path) -> None:
+        write_params(tiny_params(tiny_idx), folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            for stage in ("download", "normalize", "train", "evaluate", "export", "parity", "report"):
+                import_module(f"stages.{stage}").main()
+
+    return make_once(tmp_path_factory, "finished", make)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Run a Chromium; where this machine has none, skip the test."""
+    with sync_playwright() as playwright:
+        path = find_browser(playwright)
+        if not path:
+            pytest.skip("no Chromium and no Chrome here; `python -m tests.browser` installs one where it can")
+        launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, chromium_sandbox=False)
+        yield launched
+        launched.close()
+
+
 class Clone:
-    """A git and DVC repository with this project's files."""
+    """A git and DVC repository with this project's files, in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
-        names = subprocess.run(listed, cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True).stdout
-        for name in filter(None, names.split("\0")):
-            if (PROJECT / name).is_file() and name != "dvc.lock":
-                (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy(PROJECT / name, folder / name)
 
     def run(
         self, *command: str, check: bool = True, env: Mapping[str, str] | None = None
@@ -128,11 +174,42 @@ def clone(tmp_path: Path, params: dict[str, Any]) -> Clone:
 
 
 def make_clone(folder: Path, params: dict[str, Any]) -> Clone:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    names = subprocess.run(listed, cwd=PROJECT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    for name in filter(None, names.split("\0")):
+        if (PROJECT / name).is_file() and name != "dvc.lock":
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(PROJECT / name, folder / name)
     made = Clone(folder)
-    write_params(params, made.folder)
+    write_params(params, folder)
     made.run("git", "init", "--quiet", "--initial-branch=main")
     made.run("git", "config", "user.name", "Test")
     made.run("git", "config", "user.email", "test@localhost")
     made.run("git", "add", "--all")
     made.run("git", "commit", "--quiet", "--message=tiny data")
     return made
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    """Return a copy of `finished`."""
+    return shutil.copytree(finished, tmp_path / "copied")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Clone:
+    """Return the project after an undisturbed `dvc repro`, its output beside it; copy it, do not change it."""
+
+    def make(folder: Path) -> None:
+        output = make_clone(folder, tiny_params(tiny_idx)).run("dvc", "repro").stdout
+        folder.with_suffix(".log").write_text(output)
+
+    return Clone(make_once(tmp_path_factory, "undisturbed", make))
+
+
+@pytest.fixture
+def repeated(undisturbed: Clone, tmp_path: Path) -> Clone:
+    """Return a copy of `undisturbed` that has forgotten the runs of its stages: DVC runs again what is stale."""
+    folder = shutil.copytree(undisturbed.folder, tmp_path / "repeated", symlinks=True)
+    remove(folder / ".dvc/cache/runs")
+    return Clone(folder)

@@ -10,8 +10,10 @@ import pytest
 
 from stages.core.artifacts import remove
 from stages.core.sums import FOLDER as SUMS
-from tests.faults.conftest import LONG, DataLostError, Faults
+from tests.faults.counts import LONG, DataLostError, Faults
 from tests.faults.processes import STAGES, contents, run
+
+pytestmark = pytest.mark.slow
 
 FLIPS = 4 if LONG else 2  # bits of a file, one at a time
 SEED = 5

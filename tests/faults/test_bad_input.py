@@ -29,7 +29,7 @@ from stages.core.params import Params, load_params, override_params, parse_param
 from stages.core.schemas import SPLITS, normalized
 from stages.core.tensors import read_tensors
 from tests.conftest import PROJECT, tiny_params, write_params
-from tests.faults.conftest import LONG, Faults
+from tests.faults.counts import LONG, Faults
 
 TEXT = (PROJECT / "params.yaml").read_text()
 CONTENT = YAML(typ="safe").load(TEXT)

@@ -9,9 +9,12 @@ from ruamel.yaml import YAML
 
 from stages.core.artifacts import remove
 from tests.conftest import Clone
-from tests.faults.conftest import LONG, Faults, check_same
+from tests.faults.conftest import check_same
+from tests.faults.counts import LONG, Faults
 from tests.faults.processes import STAGES
 from tests.flows.conftest import prefect_env, project  # noqa: F401  # fixtures
+
+pytestmark = pytest.mark.slow
 
 REPRO = ("dvc", "repro")
 FLOW = ("python", "-m", "flows.pipeline")

@@ -15,8 +15,11 @@ import pytest
 
 from stages.core.artifacts import remove
 from tests.conftest import Clone
-from tests.faults.conftest import LONG, DataLostError, Faults, check_same
+from tests.faults.conftest import check_same
+from tests.faults.counts import LONG, DataLostError, Faults
 from tests.faults.processes import OUTPUTS, STAGES, Ended, contents, run
+
+pytestmark = pytest.mark.slow
 
 AMOUNTS = 5 if LONG else 2  # of space that is left
 SEED = 5

@@ -4,7 +4,6 @@ import locale
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from copy import copy
 from functools import partial
 from pathlib import Path
 from shutil import copytree
@@ -16,8 +15,11 @@ import torch
 
 from stages import normalize
 from tests.conftest import Clone, tiny_params, write_params
-from tests.faults.conftest import LONG, Faults, check_same
+from tests.faults.conftest import check_same
+from tests.faults.counts import LONG, Faults
 from tests.faults.processes import contents, run
+
+pytestmark = pytest.mark.slow
 
 NOBODY = "65534"
 # the second one is another user in name alone: where the interpreter lies in a home, nobody else can start it
@@ -95,8 +97,7 @@ def test_environment(faults: Faults, undisturbed: Clone, tiny_idx: Path, shared:
     fault = f"environment: {name}"
     if (wanted := setting.env.get("LC_ALL")) and not installed(wanted):
         faults.untried(fault, "not installed")
-    made = copy(undisturbed)
-    made.folder = shared / setting.folder
+    made = Clone(shared / setting.folder)
     subprocess.run(["git", "clone", "--quiet", undisturbed.folder, made.folder], check=True)
     write_params(tiny_params(copytree(tiny_idx, shared / "idx")), made.folder)
     env = {name: value for name, value in {**made.environment({}), **setting.env}.items() if value is not None}

@@ -17,8 +17,11 @@ import pytest
 
 from stages.core.artifacts import remove
 from tests.conftest import Clone
-from tests.faults.conftest import LONG, DataLostError, Faults, check_same
+from tests.faults.conftest import check_same
+from tests.faults.counts import LONG, DataLostError, Faults
 from tests.faults.processes import STAGES, Running, contents, run
+
+pytestmark = pytest.mark.slow
 
 KILLS = 50 if LONG else 2  # of each stage
 KILLED_RUNS = 10 if LONG else 1  # of `dvc repro`

@@ -21,7 +21,7 @@ from stages import download
 from stages.core.datasets import FILES
 from stages.core.errors import TemporaryError, UserError
 from tests.conftest import write_params
-from tests.faults.conftest import Faults
+from tests.faults.counts import Faults
 from tests.faults.processes import run
 from tests.test_download import add_wheel, assert_is_downloaded, pip_source, refused, set_sources, set_urls
 

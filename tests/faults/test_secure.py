@@ -23,7 +23,7 @@ from stages.core.schemas import normalized
 from stages.core.tensors import read_tensors
 from tests.conftest import PROJECT, Clone, write_params
 from tests.core.test_onnx_model import ours
-from tests.faults.conftest import Faults
+from tests.faults.counts import Faults
 from tests.faults.test_bad_input import fuzzed
 from tests.test_download import Trap
 
@@ -134,6 +134,8 @@ class Advisories(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.slow
+@pytest.mark.xdist_group("audit")  # They write one log.
 @pytest.mark.parametrize(
     ("vulnerable", "status", "said"),
     [

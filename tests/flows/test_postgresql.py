@@ -55,6 +55,7 @@ def database(tmp_path: Path) -> Iterator[str]:
         shutil.rmtree(data)
 
 
+@pytest.mark.slow
 def test_two_workers_on_postgresql(
     project: Clone, tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
