@@ -6,8 +6,16 @@ a process that finds another one at work when it starts spins for a short time.
 """
 
 import os
+import signal
+import sys
 import time
 from pathlib import Path
+
+# While Python locates the module of `python -m stages.STAGE`, argv[0] is "-m" and this package is imported. Importing
+# the rest takes seconds, in which ctrl-C must not end in a traceback; afterwards `reported` handles it.
+# The handler is Python's: polars, once imported, swallows a SIGINT that would have had its default action.
+if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 SHORT, LONG = "1001", "30001"  # turns of a loop; odd, to tell them from a user's value
 PATIENCE = 0.05  # seconds in which what has just started this process may come to rest

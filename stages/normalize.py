@@ -3,11 +3,12 @@
 Reads artifacts/raw/DATASET/.
 Writes artifacts/normalized/: a TensorDict of memory maps per split and summary.parquet, one row per image;
 artifacts/metrics/normalize.json: images per split and exact duplicates; artifacts/sums/normalize.sha256.
-Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, a class is too rare or frequent, or
-training and test images differ in shape.
+Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, a split lacks a class, a class's
+share of a split is out of bounds, or training and test images differ in shape.
 """
 
 import hashlib
+from math import ceil, floor
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +20,7 @@ from stages.core import schemas
 from stages.core.artifacts import alone, replacing, validate, write_json, write_table
 from stages.core.datasets import RAW, normalize_pixels, read_raw
 from stages.core.errors import UserError, reported
-from stages.core.params import load_params
+from stages.core.params import ClassShare, load_params
 from stages.core.provenance import made_from
 from stages.core.sums import digest, record, verify
 from stages.core.tensors import validate_tensors, write_tensors
@@ -29,18 +30,18 @@ NORMALIZED = Path("artifacts/normalized")
 METRICS = Path("artifacts/metrics/normalize.json")
 
 
-def stratified_split(labels_N: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Ascending indices of the kept and of the `held_out`, each class held out in proportion (largest remainder)."""
-    if not 0 < held_out < len(labels_N):
-        raise UserError(
-            f"params.yaml: normalize.validation: found {held_out}, the training file has {len(labels_N)} images"
-        )
+def stratified_split(labels_N: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the ascending indices of the kept and of the held-out images: of each class, `share` is held out.
+
+    Fractions of images are rounded by largest remainder. A class of two images or more is in both parts.
+    """
     generator = torch.Generator().manual_seed(seed)
-    counts_K = torch.bincount(labels_N.long())
+    counts_K, held_out = torch.bincount(labels_N.long()), round(share * len(labels_N))
     exact_K = counts_K.double() * held_out / len(labels_N)
     take_K = exact_K.long()
     missing = held_out - int(take_K.sum())
     take_K[(exact_K - take_K).argsort(descending=True, stable=True)[:missing]] += 1
+    take_K = take_K.clamp(min=1).minimum(counts_K - 1).clamp(min=0)
     held = []
     for label, take in enumerate(take_K.tolist()):
         members = (labels_N == label).nonzero().squeeze(1)
@@ -62,7 +63,8 @@ def summarize(split: str, data: TensorDict) -> pl.DataFrame:
             "pixel_mean": mean_N.numpy(),
             "pixel_std": std_N.numpy(),
             "sha256": [hashlib.sha256(row).hexdigest() for row in pixels_NP.numpy()],
-        }
+        },
+        schema_overrides={"split": pl.String, "sha256": pl.String},  # A split may be empty.
     )
 
 
@@ -73,6 +75,22 @@ def count_classes(summary: pl.DataFrame, num_classes: int) -> pl.DataFrame:
     found = summary.group_by("split", "label").agg(images=pl.len().cast(pl.Int64))
     counts = grid.join(found, on=["split", "label"], how="left", maintain_order="left").fill_null(0)
     return counts.with_columns(share=pl.col("images") / pl.col("images").sum().over("split"))
+
+
+def check_classes(counts: pl.DataFrame, classes: list[str], bounds: ClassShare, folder: Path) -> None:
+    """Raise `UserError` where a split lacks a class, or where a class's share of a split is out of bounds."""
+    lines = [
+        f"  {split}: no image of class '{classes[label]}'" for split, label, images, _ in counts.rows() if not images
+    ]
+    if lines:
+        needed = "each class needs two images in the training file and one in the test file"
+        raise UserError("\n".join([f"{folder}: {needed}, found:", *lines]))
+    if outside := counts.filter(~pl.col("share").is_between(bounds.min, bounds.max)).rows():
+        lines = [f"  {split}: class '{classes[label]}' has {share:.4f}" for split, label, _, share in outside]
+        shares = [bounds.min, bounds.max, *(share for *_, share in outside)]
+        low, high = floor(min(shares) * 1000) / 1000, ceil(max(shares) * 1000) / 1000
+        allowed = f"params.yaml: normalize.class_share: allowed are {bounds.min} to {bounds.max}, {folder} has:"
+        raise UserError("\n".join([allowed, *lines, f"  `min: {low}` and `max: {high}` there would allow it"]))
 
 
 def count_images(summary: pl.DataFrame) -> dict[str, int]:
@@ -86,7 +104,8 @@ def count_images(summary: pl.DataFrame) -> dict[str, int]:
 
 def main() -> None:
     params = load_params()
-    knobs, num_classes = params.normalize, len(params.chosen_dataset.classes)
+    knobs, classes = params.normalize, params.chosen_dataset.classes
+    num_classes = len(classes)
     folder = RAW / params.dataset
     verify("download", folder)
     train, test = (read_raw(folder, split) for split in ("train", "test"))
@@ -102,8 +121,7 @@ def main() -> None:
     splits = {"train": train[kept], "validation": train[held], "test": test}
 
     summary = pl.concat([summarize(split, data) for split, data in splits.items()])
-    bounds = schemas.class_counts(knobs.class_share.min, knobs.class_share.max)
-    validate(count_classes(summary, num_classes), bounds, folder)
+    check_classes(count_classes(summary, num_classes), classes, knobs.class_share, folder)
     validate(summary, schemas.summary(num_classes), NORMALIZED / "summary.parquet")
     with replacing(NORMALIZED) as partial:
         write_table(summary, partial / "summary.parquet", schemas.summary(num_classes))

@@ -160,7 +160,8 @@ def test_leftover_of_an_interrupted_run(workspace: Path, tiny_idx: Path) -> None
 
 @pytest.mark.parametrize("field", FILES)
 def test_wrong_sha256(workspace: Path, params: dict[str, Any], tiny_idx: Path, field: str) -> None:
-    params["datasets"]["tiny"]["sha256"][field] = "0" * 64
+    split, kind = field.split("_")
+    params["datasets"]["tiny"]["sha256"][split][kind] = "0" * 64
     write_params(params, workspace)
     found = sha256((tiny_idx / FILES[field]).read_bytes())
     assert f"{FILES[field]} has sha256 {found}, params.yaml says {'0' * 64}" in refused()
@@ -255,7 +256,7 @@ def test_bytes_that_are_no_data_set(workspace: Path, params: dict[str, Any], tin
     labels[7] = 10
     write_idx(source / FILES["test_labels"], labels)
     sums = params["datasets"]["tiny"]["sha256"]
-    sums["test_labels"] = sha256((source / FILES["test_labels"]).read_bytes())
+    sums["test"]["labels"] = sha256((source / FILES["test_labels"]).read_bytes())
     set_urls(params, source)
     message = refused()
     assert message.startswith("artifacts/raw/tiny violates its schema:")
