@@ -51,6 +51,26 @@ def stratified_split(labels_N: Tensor, share: float, seed: int) -> tuple[Tensor,
     return (~is_held).nonzero().squeeze(1), is_held.nonzero().squeeze(1)
 
 
+def check_classes(splits: dict[str, TensorDict], classes: list[str], bounds: ClassShare, folder: Path) -> None:
+    """Raise `UserError` where a split lacks a class, or where a class's share of a split is out of bounds."""
+    missing, outside, shares = [], [], [bounds.min, bounds.max]
+    for split, data in splits.items():
+        counts_K = torch.bincount(data["label"].long(), minlength=len(classes))
+        for name, images in zip(classes, counts_K.tolist(), strict=True):
+            if images == 0:
+                missing.append(f"  {split}: no image of class '{name}'")
+            elif not bounds.min <= (share := images / len(data)) <= bounds.max:
+                outside.append(f"  {split}: class '{name}' has {share:.4f}")
+                shares.append(share)
+    if missing:
+        needed = "each class needs two images in the training file and one in the test file"
+        raise UserError("\n".join([f"{folder}: {needed}, found:", *missing]))
+    if outside:
+        allowed = f"params.yaml: normalize.class_share: allowed are {bounds.min} to {bounds.max}, {folder} has:"
+        low, high = floor(min(shares) * 1000) / 1000, ceil(max(shares) * 1000) / 1000
+        raise UserError("\n".join([allowed, *outside, f"  `min: {low}` and `max: {high}` there would allow it"]))
+
+
 def summarize(split: str, data: TensorDict) -> pl.DataFrame:
     """One row per raw image: id, split, label, mean and deviation of its pixels (0..255), sha256 of its bytes."""
     pixels_NP = data["image"].flatten(1)
@@ -63,34 +83,8 @@ def summarize(split: str, data: TensorDict) -> pl.DataFrame:
             "pixel_mean": mean_N.numpy(),
             "pixel_std": std_N.numpy(),
             "sha256": [hashlib.sha256(row).hexdigest() for row in pixels_NP.numpy()],
-        },
-        schema_overrides={"split": pl.String, "sha256": pl.String},  # A split may be empty.
+        }
     )
-
-
-def count_classes(summary: pl.DataFrame, num_classes: int) -> pl.DataFrame:
-    """Images per split and class, 0 where there is none, and their share of the split."""
-    labels = pl.DataFrame({"label": pl.int_range(num_classes, eager=True)})
-    grid = pl.DataFrame({"split": schemas.SPLITS}).join(labels, how="cross")
-    found = summary.group_by("split", "label").agg(images=pl.len().cast(pl.Int64))
-    counts = grid.join(found, on=["split", "label"], how="left", maintain_order="left").fill_null(0)
-    return counts.with_columns(share=pl.col("images") / pl.col("images").sum().over("split"))
-
-
-def check_classes(counts: pl.DataFrame, classes: list[str], bounds: ClassShare, folder: Path) -> None:
-    """Raise `UserError` where a split lacks a class, or where a class's share of a split is out of bounds."""
-    lines = [
-        f"  {split}: no image of class '{classes[label]}'" for split, label, images, _ in counts.rows() if not images
-    ]
-    if lines:
-        needed = "each class needs two images in the training file and one in the test file"
-        raise UserError("\n".join([f"{folder}: {needed}, found:", *lines]))
-    if outside := counts.filter(~pl.col("share").is_between(bounds.min, bounds.max)).rows():
-        lines = [f"  {split}: class '{classes[label]}' has {share:.4f}" for split, label, _, share in outside]
-        shares = [bounds.min, bounds.max, *(share for *_, share in outside)]
-        low, high = floor(min(shares) * 1000) / 1000, ceil(max(shares) * 1000) / 1000
-        allowed = f"params.yaml: normalize.class_share: allowed are {bounds.min} to {bounds.max}, {folder} has:"
-        raise UserError("\n".join([allowed, *lines, f"  `min: {low}` and `max: {high}` there would allow it"]))
 
 
 def count_images(summary: pl.DataFrame) -> dict[str, int]:
@@ -120,8 +114,8 @@ def main() -> None:
     kept, held = stratified_split(train["label"], knobs.validation, params.seed)
     splits = {"train": train[kept], "validation": train[held], "test": test}
 
+    check_classes(splits, classes, knobs.class_share, folder)
     summary = pl.concat([summarize(split, data) for split, data in splits.items()])
-    check_classes(count_classes(summary, num_classes), classes, knobs.class_share, folder)
     validate(summary, schemas.summary(num_classes), NORMALIZED / "summary.parquet")
     with replacing(NORMALIZED) as partial:
         write_table(summary, partial / "summary.parquet", schemas.summary(num_classes))

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -229,6 +230,19 @@ def test_every_source_failing(workspace: Path, params: dict[str, Any], monkeypat
     assert "Cannot connect to host" in http
 
 
+def test_a_missing_file_is_named_plain_and_gzipped(
+    workspace: Path, params: dict[str, Any], tiny_idx: Path, server: str
+) -> None:
+    incomplete = shutil.copytree(tiny_idx, workspace / "incomplete")
+    (incomplete / FILES["test_labels"]).unlink()
+    set_urls(params, incomplete, f"{server}/missing")
+    _, folder, http = refused().splitlines()
+    missing = f"[Errno 2] No such file or directory: '{incomplete}/t10k-labels-idx1-ubyte"
+    assert folder == f"  url {incomplete}: {incomplete}: {missing}'; {missing}.gz'"
+    missing = f"{server}/missing/train-images-idx3-ubyte"
+    assert http == f"  url {server}/missing: {server}/missing: {missing} not found; {missing}.gz not found"
+
+
 @pytest.mark.parametrize("folder", ["plain", "packed"])
 def test_http(workspace: Path, params: dict[str, Any], tiny_idx: Path, server: str, folder: str) -> None:
     set_urls(params, f"{server}/{folder}/")
@@ -237,7 +251,8 @@ def test_http(workspace: Path, params: dict[str, Any], tiny_idx: Path, server: s
 
 
 @pytest.mark.parametrize(
-    ("folder", "reason"), [("missing", "-idx3-ubyte.gz not found"), ("cut", "received 14 of 500000 bytes")]
+    ("folder", "reason"),
+    [("missing", "/train-images-idx3-ubyte not found; "), ("cut", "received 14 of 500000 bytes")],
 )
 def test_http_failing(workspace: Path, params: dict[str, Any], server: str, folder: str, reason: str) -> None:
     set_urls(params, f"{server}/{folder}")
