@@ -512,6 +512,21 @@ def test_loss_that_is_not_finite_is_refused(normalized: Path, params: dict[str, 
     assert not list(normalized.glob("artifacts/plots/*"))
 
 
+@pytest.mark.parametrize("batch_size", [126, 250, 100_000])
+def test_a_batch_that_makes_an_epoch_one_step_is_reported(
+    normalized: Path, params: dict[str, Any], capsys: pytest.CaptureFixture[str], batch_size: int
+) -> None:
+    capsys.readouterr()
+    choose(normalized, params, batch_size=batch_size, epochs=1)
+    train.main()
+    images = min(batch_size, 250)
+    line = f"train: batch_size {batch_size:,} makes each epoch a single step of {images} images\n"
+    assert capsys.readouterr().out.startswith(line)
+    choose(normalized, params, batch_size=125, epochs=1)
+    train.main()
+    assert "single step" not in capsys.readouterr().out
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
 def test_missing_device_is_refused(workspace: Path, params: dict[str, Any]) -> None:
     params["device"] = "cuda"
