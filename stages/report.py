@@ -183,10 +183,9 @@ def rules(schema: DataFrameSchema | TensorDictSchema) -> list[str]:
 
 def checked(params: Params, manifest: Manifest, num_tested: int) -> list[dict[str, Any]]:
     """Every file between two stages with the rules that it was held to."""
-    num_classes, share = len(manifest.classes), params.normalize.class_share
+    num_classes = len(manifest.classes)
     by_file: dict[str, DataFrameSchema | TensorDictSchema] = {
         f"{RAW / params.dataset}: train, test": schemas.raw(num_classes),
-        "the classes of each split": schemas.class_counts(share.min, share.max),
         str(SUMMARY): schemas.summary(num_classes),
         f"{SUMMARY.parent}: train, validation, test": schemas.normalized(num_classes, manifest.mean, manifest.std),
         str(HISTORY): schemas.history(),

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, Self, cast
 
@@ -192,7 +193,7 @@ def fit(
     seed: int,
     *,
     first_epoch: int = 1,
-    compile_mode: str = "off",
+    compile_mode: str = "none",
     cuda_graph: bool = True,
     stepped: Callable[[], object] = lambda: None,
 ) -> Iterator[dict[str, float]]:
@@ -206,7 +207,7 @@ def fit(
     dtype = autocast_dtype(recipe.precision, device)
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     network = DistributedDataParallel(training.model) if processes > 1 else training.model
-    if compile_mode != "off":
+    if compile_mode != "none":
         network = torch.compile(network, mode=compile_mode)  # type: ignore[assignment]  # it is called alike
     steps, per_process = count_steps(recipe, len(train)), share_of_batch(recipe, len(train), processes)
     order_generator, noise = (torch.Generator(place) for place in ("cpu", device))
@@ -279,6 +280,8 @@ class Watch:
     def __init__(self, recipe: params.Recipe, train_images: int) -> None:
         self.epochs, self.steps = recipe.epochs, count_steps(recipe, train_images)
         self.images = self.steps * batch_size_of(recipe, train_images)
+        if self.steps == 1:
+            print(f"train: batch_size {recipe.batch_size:,} makes each epoch a single step of {self.images:,} images")
         console = Console()
         columns = (TextColumn("epoch {task.fields[epoch]}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
@@ -321,6 +324,16 @@ class Watch:
 def best_of(rows: list[dict[str, float]]) -> dict[str, float]:
     """The first row of the lowest validation loss: between good epochs accuracy differs by a few images, by chance."""
     return min(rows, key=lambda row: row["validation_loss"])
+
+
+def check_finite(row: dict[str, float], knobs: params.Params) -> None:
+    """Raise `UserError` where an epoch's loss is infinite or not a number: no later epoch would recover from it."""
+    if not isfinite(row["train_loss"] + row["validation_loss"]):
+        raise UserError(
+            f"epoch {row['epoch']} ended with a loss of {row['train_loss']} and a validation loss of"
+            f" {row['validation_loss']}; params.yaml: recipes.{knobs.recipe}.optimizer.lr is"
+            f" {knobs.chosen_recipe.optimizer.lr}, a lower one may keep them finite"
+        )
 
 
 def is_over(rows: list[dict[str, float]], recipe: params.Recipe) -> bool:
@@ -395,6 +408,7 @@ def run(knobs: params.Params, device: torch.device) -> None:
         )
         while not is_over(rows, recipe):
             rows.append(row := next(epochs))
+            check_finite(row, knobs)
             validate(pl.DataFrame(rows), schemas.history(), HISTORY)
             if best_of(rows) is row:
                 weights = {name: weight.cpu().clone() for name, weight in training.result.state_dict().items()}
@@ -412,7 +426,7 @@ def trained_on(knobs: params.Params, device: torch.device) -> str:
     """What else than params, data and code makes a training's sums."""
     _, processes = group()
     dtype = str(autocast_dtype(knobs.chosen_recipe.precision, device)).removeprefix("torch.")
-    compiled = "" if knobs.train.compile == "off" else f", compiled ({knobs.train.compile})"
+    compiled = "" if knobs.train.compile == "none" else f", compiled ({knobs.train.compile})"
     return f"{processes} x {describe(device)}, {dtype}{compiled}, torch {torch.__version__}"
 
 

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -160,7 +161,8 @@ def test_leftover_of_an_interrupted_run(workspace: Path, tiny_idx: Path) -> None
 
 @pytest.mark.parametrize("field", FILES)
 def test_wrong_sha256(workspace: Path, params: dict[str, Any], tiny_idx: Path, field: str) -> None:
-    params["datasets"]["tiny"]["sha256"][field] = "0" * 64
+    split, kind = field.split("_")
+    params["datasets"]["tiny"]["sha256"][split][kind] = "0" * 64
     write_params(params, workspace)
     found = sha256((tiny_idx / FILES[field]).read_bytes())
     assert f"{FILES[field]} has sha256 {found}, params.yaml says {'0' * 64}" in refused()
@@ -228,6 +230,19 @@ def test_every_source_failing(workspace: Path, params: dict[str, Any], monkeypat
     assert "Cannot connect to host" in http
 
 
+def test_a_missing_file_is_named_plain_and_gzipped(
+    workspace: Path, params: dict[str, Any], tiny_idx: Path, server: str
+) -> None:
+    incomplete = shutil.copytree(tiny_idx, workspace / "incomplete")
+    (incomplete / FILES["test_labels"]).unlink()
+    set_urls(params, incomplete, f"{server}/missing")
+    _, folder, http = refused().splitlines()
+    missing = f"[Errno 2] No such file or directory: '{incomplete}/t10k-labels-idx1-ubyte"
+    assert folder == f"  url {incomplete}: {incomplete}: {missing}'; {missing}.gz'"
+    missing = f"{server}/missing/train-images-idx3-ubyte"
+    assert http == f"  url {server}/missing: {server}/missing: {missing} not found; {missing}.gz not found"
+
+
 @pytest.mark.parametrize("folder", ["plain", "packed"])
 def test_http(workspace: Path, params: dict[str, Any], tiny_idx: Path, server: str, folder: str) -> None:
     set_urls(params, f"{server}/{folder}/")
@@ -236,7 +251,8 @@ def test_http(workspace: Path, params: dict[str, Any], tiny_idx: Path, server: s
 
 
 @pytest.mark.parametrize(
-    ("folder", "reason"), [("missing", "-idx3-ubyte.gz not found"), ("cut", "received 14 of 500000 bytes")]
+    ("folder", "reason"),
+    [("missing", "/train-images-idx3-ubyte not found; "), ("cut", "received 14 of 500000 bytes")],
 )
 def test_http_failing(workspace: Path, params: dict[str, Any], server: str, folder: str, reason: str) -> None:
     set_urls(params, f"{server}/{folder}")
@@ -255,7 +271,7 @@ def test_bytes_that_are_no_data_set(workspace: Path, params: dict[str, Any], tin
     labels[7] = 10
     write_idx(source / FILES["test_labels"], labels)
     sums = params["datasets"]["tiny"]["sha256"]
-    sums["test_labels"] = sha256((source / FILES["test_labels"]).read_bytes())
+    sums["test"]["labels"] = sha256((source / FILES["test_labels"]).read_bytes())
     set_urls(params, source)
     message = refused()
     assert message.startswith("artifacts/raw/tiny violates its schema:")

@@ -14,13 +14,15 @@ from stages import normalize
 from stages.core.artifacts import read_table
 from stages.core.datasets import FILES, normalize_pixels, write_idx
 from stages.core.errors import UserError
+from stages.core.params import load_params
 from stages.core.schemas import SPLITS, normalized, summary
 from stages.core.sums import record
 from stages.core.tensors import read_tensors
 from stages.normalize import METRICS, NORMALIZED, stratified_split
-from tests.conftest import make_images, write_params
+from tests.conftest import PROJECT, make_images, write_params
 
 RAW = Path("artifacts/raw/tiny")
+MNIST_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # images of each class
 
 
 def write_raw(
@@ -33,8 +35,8 @@ def write_raw(
     record("download", RAW)
 
 
-def read_splits(mean: float, std: float) -> dict[str, TensorDict]:
-    return {split: read_tensors(NORMALIZED / split, normalized(10, mean, std)) for split in SPLITS}
+def read_splits(mean: float, std: float, num_classes: int = 10) -> dict[str, TensorDict]:
+    return {split: read_tensors(NORMALIZED / split, normalized(num_classes, mean, std)) for split in SPLITS}
 
 
 def refused() -> str:
@@ -99,17 +101,33 @@ def test_summary(workspace: Path) -> None:
 
 def test_split_is_stratified() -> None:
     labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100, generator=torch.Generator())]
-    kept, held = stratified_split(labels, held_out=10, seed=1)
+    kept, held = stratified_split(labels, share=0.1, seed=1)
     assert torch.bincount(labels[held]).tolist() == [5, 3, 2]
     assert torch.bincount(labels[kept]).tolist() == [45, 27, 18]
     # largest remainder: 3.5, 2.1 and 1.4 are exact
-    assert torch.bincount(labels[stratified_split(labels, held_out=7, seed=1)[1]]).tolist() == [4, 2, 1]
+    assert torch.bincount(labels[stratified_split(labels, share=0.07, seed=1)[1]]).tolist() == [4, 2, 1]
 
 
-@pytest.mark.parametrize("held_out", [1, 7, 10, 99])
-def test_split_is_disjoint_complete_and_ascending(held_out: int) -> None:
+def test_mnist_holds_out_5000_of_60000(params: dict[str, Any]) -> None:
+    labels = torch.arange(10).repeat_interleave(torch.tensor(MNIST_COUNTS))
+    share = load_params(PROJECT / "params.yaml").normalize.validation
+    kept, held = stratified_split(labels, share, seed=1)
+    assert torch.bincount(labels[held]).tolist() == [494, 562, 496, 511, 487, 452, 493, 522, 487, 496]
+    assert (len(kept), len(held)) == (55_000, 5_000)
+
+
+@pytest.mark.parametrize("share", [0.0001, 0.07, 0.5, 0.9999])
+def test_a_class_of_two_images_is_in_both_parts(share: float) -> None:
+    labels = torch.tensor([0] * 90 + [1] * 7 + [2] * 2 + [4])
+    kept, held = stratified_split(labels, share, seed=1)
+    assert labels[kept].unique().tolist() == [0, 1, 2, 4]
+    assert labels[held].unique().tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("share", "held_out"), [(0.07, 7), (0.1, 10), (0.104, 10), (0.106, 11), (0.5, 50)])
+def test_split_is_disjoint_complete_and_ascending(share: float, held_out: int) -> None:
     labels = torch.arange(100) % 7
-    kept, held = stratified_split(labels, held_out, seed=3)
+    kept, held = stratified_split(labels, share, seed=3)
     assert len(held) == held_out
     assert torch.cat([kept, held]).sort().values.tolist() == list(range(100))
     assert kept.tolist() == sorted(kept.tolist())
@@ -175,36 +193,50 @@ def test_label_outside_the_classes(workspace: Path, split: str) -> None:
     assert "column 'label': in 0..9 (failing rows 13, 17, found 10, 255)" in message
 
 
-def test_class_too_frequent_and_too_rare(workspace: Path) -> None:
+def test_a_class_out_of_the_bounds_of_its_share(workspace: Path, params: dict[str, Any]) -> None:
+    params["normalize"]["class_share"] = {"min": 0.05, "max": 0.2}
+    params["datasets"]["tiny"]["classes"][3] = "three"
+    write_params(params, workspace)
     images, labels = make_images(100, 2)
     labels[labels == 4] = 3
     labels[0] = 4
     labels[1] = 3
     write_raw(test=(images, labels))
-    message = refused()
-    assert "artifacts/raw/tiny violates its schema" in message
-    assert "column 'share': class balance within bounds (2 failing; " in message
-    assert ": 0.21" in message
-    assert ": 0.01" in message
+    assert refused().split("\n") == [
+        "params.yaml: normalize.class_share: allowed are 0.05 to 0.2, artifacts/raw/tiny has:",
+        "  test: class 'three' has 0.2100",
+        "  test: class '4' has 0.0100",
+        "  `min: 0.01` and `max: 0.21` there would allow it",
+    ]
+    params["normalize"]["class_share"] = {"min": 0.01, "max": 0.21}
+    write_params(params, workspace)
+    normalize.main()
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
-def test_class_without_any_image(workspace: Path, split: str) -> None:
+def test_a_class_without_any_image(workspace: Path, split: str) -> None:
     images, labels = make_images(180, 1)
-    # class 4's images to the others: each then has a share of 0.11, within the bounds
-    labels[labels == 4] = torch.tensor([0, 1, 2, 3, 5, 6, 7, 8, 9], dtype=torch.uint8).repeat(2)
+    labels[labels == 4] = 5
     write_raw(**{split: (images, labels)})
-    assert "violates its schema" in refused()
+    needed = "artifacts/raw/tiny: each class needs two images in the training file and one in the test file, found:"
+    lacking = ["train", "validation"] if split == "train" else ["test"]
+    assert refused().split("\n") == [needed, *(f"  {name}: no image of class '4'" for name in lacking)]
 
 
-@pytest.mark.parametrize("count", [300, 301])
-def test_validation_count_too_large(workspace: Path, params: dict[str, Any], count: int) -> None:
-    params["normalize"]["validation"] = count
+def test_classes_of_one_image_cannot_be_split(workspace: Path) -> None:
+    write_raw(train=make_images(10, 1))
+    assert refused().count("\n  validation: no image of class") == 10
+
+
+def test_the_projects_settings_suit_a_small_and_uneven_data_set(workspace: Path, params: dict[str, Any]) -> None:
+    params["normalize"] = load_params(PROJECT / "params.yaml").normalize.model_dump()
+    params["datasets"]["tiny"]["classes"] = ["cat", "dog", "owl"]
     write_params(params, workspace)
-    write_raw()
-    message = refused()
-    assert f"params.yaml: normalize.validation: found {count}" in message
-    assert "the training file has 300 images" in message
+    labels = torch.tensor([0] * 420 + [1] * 120 + [2] * 60, dtype=torch.uint8)
+    write_raw((make_images(600, 1)[0], labels), (make_images(100, 2)[0], labels[::6]))
+    normalize.main()
+    held = read_splits(0.5, 0.5, num_classes=3)["validation"]
+    assert torch.bincount(held["label"]).tolist() == [35, 10, 5]
 
 
 def test_images_and_labels_that_do_not_match(workspace: Path) -> None:

@@ -2,12 +2,17 @@
 
 import ast
 import json
+from io import StringIO
 from pathlib import Path
+from textwrap import indent
+from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
 
+from stages.normalize import NORMALIZED
 from tests.conftest import PROJECT, Clone, write_params
+from tests.faults.processes import contents
 
 STAGES = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
 
@@ -79,6 +84,30 @@ def test_an_experiment_is_compared_with_the_commit(repeated: Clone) -> None:
     clone.run("dvc", "plots", "diff", "HEAD", "baseline", "--out", "plots")
     page = (clone.folder / "plots" / "index.html").read_text()
     assert all(title in page for title in ("Loss by epoch", "Accuracy by epoch", "Confusion matrix"))
+
+
+@pytest.mark.slow
+def test_an_override_changes_one_line_and_a_refused_one_loses_nothing(clone: Clone, params: dict[str, Any]) -> None:
+    """The file of the project, with the tiny data set added to it as DVC writes it."""
+    tiny = StringIO()
+    YAML().dump({"tiny": params["datasets"]["tiny"]}, tiny)
+    text = (PROJECT / "params.yaml").read_text().replace("\ndataset: mnist ", "\ndataset: tiny  ")
+    (clone.folder / "params.yaml").write_text(text + "\n" + indent(tiny.getvalue(), "  "))
+    clone.run("git", "commit", "--quiet", "--all", "--message=tiny data in the project's file")
+
+    clone.run("dvc", "exp", "run", "--set-param", "seed=2", "normalize")
+    assert clone.run("git", "diff", "--numstat", "params.yaml").stdout == "1\t1\tparams.yaml\n"
+    clone.run("git", "add", "--all")
+    clone.run("git", "commit", "--quiet", "--message=run")
+    written = contents(clone.folder, NORMALIZED)
+
+    refused = clone.run("dvc", "exp", "run", "--set-param", "normalize.std=-1", "normalize", check=False)
+    assert refused.returncode != 0
+    assert "normalize.std: found -1, input should be greater than or equal to 0.0001" in refused.stdout
+    assert not (clone.folder / NORMALIZED).exists()  # DVC has removed it before the stage could refuse.
+    clone.run("git", "checkout", "params.yaml")
+    clone.run("dvc", "checkout", "normalize")
+    assert contents(clone.folder, NORMALIZED) == written
 
 
 def test_refused_params_stop_before_any_work(clone: Clone, params: dict[str, object]) -> None:

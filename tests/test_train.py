@@ -504,11 +504,26 @@ def test_loss_that_is_not_finite_is_refused(normalized: Path, params: dict[str, 
     params["recipe"] = "article"
     params["recipes"]["article"]["optimizer"].update(lr=1000.0, weight_decay=1000.0)
     write_params(params, normalized)
-    with pytest.raises(UserError, match=r"^artifacts/plots/history\.csv violates its schema") as caught:
+    expected = r"^epoch 1 ended with a loss of (nan|inf) .*; params\.yaml: recipes\.article\.optimizer\.lr is 1000\.0, "
+    with pytest.raises(UserError, match=expected):
         train.main()
-    assert "column 'train_loss': finite and not negative (1 failing; row 0: " in str(caught.value)
     assert not list(normalized.glob("artifacts/model/*"))
     assert not list(normalized.glob("artifacts/plots/*"))
+
+
+@pytest.mark.parametrize("batch_size", [126, 250, 100_000])
+def test_a_batch_that_makes_an_epoch_one_step_is_reported(
+    normalized: Path, params: dict[str, Any], capsys: pytest.CaptureFixture[str], batch_size: int
+) -> None:
+    capsys.readouterr()
+    choose(normalized, params, batch_size=batch_size, epochs=1)
+    train.main()
+    images = min(batch_size, 250)
+    line = f"train: batch_size {batch_size:,} makes each epoch a single step of {images} images\n"
+    assert capsys.readouterr().out.startswith(line)
+    choose(normalized, params, batch_size=125, epochs=1)
+    train.main()
+    assert "single step" not in capsys.readouterr().out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

@@ -3,6 +3,8 @@
 Tensors are in stages/core/tensors.py: what needs none of them, as the service does, does not import torch.
 """
 
+import ctypes
+import errno
 import fcntl
 import io
 import json
@@ -24,22 +26,43 @@ SHOWN = 5  # failing rows named in a message
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write a file or folder to; it takes its place in one step if nothing was raised."""
-    partial = path.with_name(f"{path.name}.partial")
+    """Yield a path beside `path` to write a file or folder to; unless an exception is raised, it then replaces `path`.
+
+    Whoever looks, even after a kill, finds the old one or the new one, whole. Only a file system that cannot exchange
+    folders leaves a moment with neither.
+    """
+    partial, aside = (path.with_name(f"{path.name}.{suffix}") for suffix in ("partial", "aside.partial"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        remove(partial)
+        for leftover in (partial, aside):  # of a run that was killed
+            remove(leftover)
         yield partial
         for file in [partial, *partial.rglob("*")]:
             flush(file)
-        if path.is_dir() or partial.is_dir():
-            remove(path)  # only a file takes a file's place in one step
-        partial.replace(path)
-    except OSError as error:  # of a full disk it does not say where
+        if not os.path.lexists(path) or not (path.is_dir() or partial.is_dir()):
+            partial.replace(path)
+        elif not exchange(partial, path):
+            path.rename(aside)
+            partial.rename(path)
+            remove(aside)
+    except OSError as error:  # The error of a full disk does not name the file.
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # where nothing can be written, nothing can be removed
+        with suppress(OSError):  # Where nothing can be written, nothing can be removed.
             remove(partial)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap what the two paths name in one step, by Linux's renameat2; return False where that is not supported."""
+    at_fdcwd, rename_exchange = -100, 2  # of fcntl.h and stdio.h
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0:
+        return True
+    if (number := ctypes.get_errno()) in {errno.EINVAL, errno.ENOSYS}:
+        return False
+    raise OSError(number, os.strerror(number), str(other))
 
 
 def flush(path: Path) -> None:

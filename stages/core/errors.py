@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ def reported(program: str) -> Iterator[None]:
 
     Bugs keep their traceback.
     """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for a process in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     except (UserError, OSError) as error:

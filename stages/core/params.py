@@ -27,7 +27,6 @@ SHOWN_CHARS = 200  # of a value in a message
 SHOWN_FIELDS = 20
 
 Name = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]  # of a folder and, for DVC, without dots
-Count = Annotated[int, Field(gt=0, le=10**9)]
 Epochs = Annotated[int, Field(gt=0, le=10**6)]
 BatchSize = Annotated[int, Field(gt=0, le=10**6)]  # of more than there are, all images are a batch
 Width = Annotated[int, Field(gt=0, le=8192)]  # of a fully connected layer
@@ -45,13 +44,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class Sha256Sums(Section):
-    """Of the four uncompressed IDX files."""
+class SplitSums(Section):
+    images: Sha256
+    labels: Sha256
 
-    train_images: Sha256
-    train_labels: Sha256
-    test_images: Sha256
-    test_labels: Sha256
+
+class Sha256Sums(Section):
+    """Hold the checksums of the four IDX files, uncompressed."""
+
+    train: SplitSums
+    test: SplitSums
 
 
 class TorchvisionSource(Section):
@@ -109,7 +111,7 @@ class ClassShare(Section):
 class Normalize(Section):
     mean: Share
     std: Annotated[float, Field(ge=0.0001, le=1000)]
-    validation: Count  # and fewer than the training file has
+    validation: Annotated[float, Field(gt=0, lt=1)]  # share of the training file
     class_share: ClassShare
 
 
@@ -291,7 +293,8 @@ class Train(Section):
     sure_accuracy: Share  # of the validation images that the model is sure of; sets its `unsure_below`
     processes: Annotated[int, Field(ge=1, le=1024)]  # on this machine; they share each batch
     cuda_graph: bool  # on CUDA, in one process: record the kernels up to the gradients once, launch them together
-    compile: Literal["off", "default", "max-autotune-no-cudagraphs"]  # modes of torch.compile
+    # Modes of torch.compile, or none. YAML 1.1 reads `off` as false, and DVC writes it without quotes.
+    compile: Literal["none", "default", "max-autotune-no-cudagraphs"]
 
 
 class Evaluate(Section):

@@ -62,20 +62,6 @@ def summary(num_classes: int) -> pa.DataFrameSchema:
     )
 
 
-def class_counts(smallest: float, largest: float) -> pa.DataFrameSchema:
-    """One row per split and class, every class present; `share` is of the split."""
-    return pa.DataFrameSchema(
-        {
-            "split": pa.Column(pl.String, pa.Check.isin(SPLITS)),
-            "label": pa.Column(pl.Int64),
-            "images": pa.Column(pl.Int64, pa.Check.gt(0)),
-            "share": pa.Column(pl.Float64, pa.Check.in_range(smallest, largest, error="class balance within bounds")),
-        },
-        unique=["split", "label"],
-        strict=True,
-    )
-
-
 def history() -> pa.DataFrameSchema:
     """One row per epoch, in order."""
     positive, share = pa.Check(finite_and_not_negative, error="finite and not negative"), pa.Check.in_range(0, 1)

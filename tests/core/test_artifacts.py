@@ -1,11 +1,13 @@
 """An artifact is whole or not there at all."""
 
 import json
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
+from stages.core import artifacts
 from stages.core.artifacts import locked, replacing, write_json
 from stages.core.errors import UserError
 
@@ -26,6 +28,14 @@ def read(path: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in (path.iterdir() if path.is_dir() else [path])}
 
 
+@pytest.fixture(params=["renameat2", "no renameat2"])
+def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the test with and without a file system that can exchange folders."""
+    if request.param == "no renameat2":
+        monkeypatch.setattr(artifacts, "exchange", lambda *_: False)
+
+
+@pytest.mark.usefixtures("exchanges")
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.parametrize("old", [None, "file", "folder"])
 def test_success_replaces(tmp_path: Path, kind: str, old: str | None) -> None:
@@ -60,9 +70,10 @@ def test_exception_without_an_old_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
 @pytest.mark.parametrize("stale", ["file", "folder"])
-def test_stale_partial_is_removed(tmp_path: Path, kind: str, stale: str) -> None:
+@pytest.mark.parametrize("name", ["target.partial", "target.aside.partial"])
+def test_what_a_killed_run_left_is_removed(tmp_path: Path, kind: str, stale: str, name: str) -> None:
     path = tmp_path / "target"
-    write(tmp_path / "target.partial", stale, "stale")
+    write(tmp_path / name, stale, "stale")
     with replacing(path) as partial:
         assert not partial.exists()
         write(partial, kind, "new")
@@ -70,6 +81,7 @@ def test_stale_partial_is_removed(tmp_path: Path, kind: str, stale: str) -> None
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.usefixtures("exchanges")
 def test_link_is_replaced_and_what_it_points_to_kept(tmp_path: Path) -> None:
     # DVC can be set to link a workspace's folders and files to its cache
     cached, path = tmp_path / "cached", tmp_path / "target"
@@ -79,6 +91,17 @@ def test_link_is_replaced_and_what_it_points_to_kept(tmp_path: Path) -> None:
         write(partial, "folder", "new")
     assert read(path) == {"new": "new"}
     assert read(cached) == {"old": "old"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+def test_two_folders_are_exchanged_in_one_step(tmp_path: Path) -> None:
+    one, other = tmp_path / "one", tmp_path / "other"
+    write(one, "folder", "first")
+    write(other, "folder", "second")
+    assert artifacts.exchange(one, other)
+    assert [*read(one), *read(other)] == ["second", "first"]
+    with pytest.raises(FileNotFoundError, match="missing"):
+        artifacts.exchange(one, tmp_path / "missing")
 
 
 def test_json(tmp_path: Path) -> None:

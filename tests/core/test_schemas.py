@@ -32,12 +32,6 @@ TABLES: dict[str, tuple[DataFrameSchema, pl.DataFrame]] = {
             }
         ),
     ),
-    "class_counts": (
-        schemas.class_counts(0.05, 0.2),
-        pl.DataFrame(
-            {"split": ["train", "train", "test"], "label": [0, 1, 0], "images": [5, 5, 1], "share": [0.05, 0.1, 0.2]}
-        ),
-    ),
     "history": (
         schemas.history(),
         pl.DataFrame(
@@ -81,7 +75,7 @@ def assert_table_refused(table: pl.DataFrame, schema: DataFrameSchema, folder: P
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-@pytest.mark.parametrize("name", ["class_counts", "history", "predictions", "per_class"])
+@pytest.mark.parametrize("name", ["history", "predictions", "per_class"])
 def test_table_round_trip(tmp_path: Path, name: str, suffix: str) -> None:
     schema, table = TABLES[name]
     path = tmp_path / "some" / f"table{suffix}"
@@ -106,10 +100,6 @@ def test_summary_round_trip(tmp_path: Path) -> None:
         ("summary", "pixel_std", [1, 0, 1, -1], "no constant image (2 failing; row 1: 0.0, row 3: -1.0)"),
         ("summary", "pixel_std", [1, NAN, 1, 1], "not_nullable (1 failing; row 1: NaN)"),
         ("summary", "sha256", ["a" * 64, "a" * 63, "a" * 65, "A" * 64], "str_matches('^[0-9a-f]{64}$') (3 failing"),
-        ("class_counts", "split", ["train", "dev", "test"], "isin(['train', 'validation', 'test']) (1 failing; row 1"),
-        ("class_counts", "images", [0, 5, -1], "greater_than(0) (2 failing; row 0: 0, row 2: -1)"),
-        ("class_counts", "share", [0.04, 0.1, 0.21], "class balance within bounds (2 failing; row 0: 0.04, row 2: 0"),
-        ("class_counts", "share", [0.1, NAN, 0.1], "class balance within bounds (1 failing; row 1: NaN)"),
         ("history", "epoch", [0, 1, 2], "epochs 1, 2, 3, ... in order (3 failing; row 0: 0, row 1: 1, row 2: 2)"),
         ("history", "epoch", [1, 3, 2], "epochs 1, 2, 3, ... in order (2 failing; row 1: 3, row 2: 2)"),
         ("history", "train_loss", [NAN, 1, -1], "finite and not negative (2 failing; row 0: NaN, row 2: -1.0)"),
@@ -167,12 +157,6 @@ def test_table_rules_across_columns(tmp_path: Path) -> None:
     schema, table = TABLES["summary"]
     broken = table.with_columns(id=pl.Series([0, 1, 2, 2]))
     assert_table_refused(broken, schema, tmp_path, "  table: no id in two splits (2 failing; row 2: ")
-
-
-def test_table_split_and_label_together_are_unique(tmp_path: Path) -> None:
-    schema, table = TABLES["class_counts"]
-    broken = table.with_columns(label=0)
-    assert_table_refused(broken.cast({"label": pl.Int64}), schema, tmp_path, "  table: multiple_fields_uniqueness (2 f")
 
 
 @pytest.mark.parametrize("rows", [0, 2, 4])

@@ -15,7 +15,8 @@ from subprocess import DEVNULL
 import psutil
 import pytest
 
-from stages.core.artifacts import remove
+from stages.core import artifacts
+from stages.core.artifacts import remove, replacing
 from tests.conftest import Clone
 from tests.faults.conftest import check_same
 from tests.faults.counts import LONG, DataLostError, Faults
@@ -25,7 +26,46 @@ pytestmark = pytest.mark.slow
 
 KILLS = 50 if LONG else 2  # of each stage
 KILLED_RUNS = 10 if LONG else 1  # of `dvc repro`
+KILLED_REPLACEMENTS = 1000 if LONG else 30  # of a folder
+FILES = 8  # in that folder
 SEED = 5
+
+
+def replace_forever(folder: Path, *, exchange: bool) -> None:
+    """Replace the folder again and again, each time by one whose files all hold the next number."""
+    os.fsync = lambda _: (
+        None
+    )  # It would take nearly all of the time, so that hardly a kill would hit the replacement itself.
+    if not exchange:  # as on a file system that cannot
+        artifacts.exchange = lambda *_: False
+    for generation in count():
+        with replacing(folder) as partial:
+            partial.mkdir()
+            for number in range(FILES):
+                (partial / str(number)).write_text(str(generation))
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_folder_is_replaced_as_a_whole(faults: Faults, tmp_path: Path, *, exchange: bool) -> None:
+    draw, folder = random.Random(SEED), tmp_path / "parent" / "folder"
+    for number in range(KILLED_REPLACEMENTS):
+        with faults.tried("kill -9 while a folder is replaced"):
+            child = os.fork()
+            if child == 0:
+                replace_forever(folder, exchange=exchange)
+            while not folder.exists():
+                time.sleep(0)
+            time.sleep(draw.uniform(0, 0.02))
+            os.kill(child, signal.SIGKILL)
+            assert os.waitpid(child, 0)[1] == signal.SIGKILL
+            files = {file.name: file.read_text() for file in folder.glob("*")}
+            whole = len(files) == FILES and len(set(files.values())) == 1
+            if not whole and (exchange or folder.exists()):
+                raise DataLostError(f"after kill {number} with seed {SEED}, {folder} holds {files}")
+    with replacing(folder) as partial:
+        partial.mkdir()
+    assert list(folder.parent.iterdir()) == [folder], "what a killed process left is still there"
 
 
 def started_outputs(folder: Path, stage: str) -> int:
@@ -50,6 +90,7 @@ def check_whole(folder: Path, stage: str, undisturbed: dict[str, str]) -> None:
         assert any(str(output) in ended.output for output in outputs), ended.output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage(faults: Faults, copied: Path, stage: str) -> None:
     """Without its outputs, as DVC starts it, or on top of them; at a moment by the clock, or by what it has written."""
@@ -107,6 +148,7 @@ def kill_stage(dvc: subprocess.Popen[bytes], stage: psutil.Process) -> None:
     stage.kill()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kill", [kill_both, kill_dvc, kill_stage])
 def test_dvc_repro(
     faults: Faults, undisturbed: Clone, repeated: Clone, kill: Callable[[subprocess.Popen[bytes], psutil.Process], None]

@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import suppress
+from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -289,11 +290,11 @@ def test_user_and_password_from_netrc(
 def test_no_source_without_a_hash(faults: Faults, workspace: Path, params: dict[str, Any]) -> None:
     for field in FILES:
         with faults.tried("data set without a sha256"):
-            left = dict(params["datasets"]["tiny"]["sha256"])
-            del left[field]
-            tiny = {**params["datasets"]["tiny"], "sha256": left}
-            write_params({**params, "datasets": {"tiny": tiny}}, workspace)
-            with pytest.raises(UserError, match=f"datasets.tiny.sha256.{field}: is missing"):
+            split, kind = field.split("_")
+            left = deepcopy(params)
+            del left["datasets"]["tiny"]["sha256"][split][kind]
+            write_params(left, workspace)
+            with pytest.raises(UserError, match=f"datasets.tiny.sha256.{split}.{kind}: is missing"):
                 download.main()
 
 

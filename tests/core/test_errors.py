@@ -1,0 +1,70 @@
+"""Ctrl-C ends a stage without a traceback, from its first import on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import PROJECT
+
+
+def interrupt(command: list[str], folder: Path, library: str) -> subprocess.CompletedProcess[str]:
+    """Send ctrl-C's signal to the command as soon as it has loaded the library."""
+    with subprocess.Popen(
+        [sys.executable, *command],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        maps = Path(f"/proc/{process.pid}/maps")
+        while library not in maps.read_text() and process.poll() is None:
+            time.sleep(0.001)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what a process has loaded")
+@pytest.mark.parametrize("library", ["pydantic_core", "polars", "libtorch_cpu"])
+@pytest.mark.parametrize("stage", ["download", "train"])
+def test_a_stage_interrupted_while_it_imports_is_silent(tmp_path: Path, stage: str, library: str) -> None:
+    done = interrupt(["-m", f"stages.{stage}"], tmp_path, library)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what a process has loaded")
+def test_a_program_that_imports_a_stage_keeps_keyboard_interrupt(tmp_path: Path) -> None:
+    code = "try:\n    import stages.download\nexcept KeyboardInterrupt:\n    print('kept')"
+    done = interrupt(["-c", code], tmp_path, "polars")
+    assert (done.returncode, done.stdout) == (0, "kept\n")
+
+
+@pytest.mark.slow
+def test_a_stage_interrupted_at_its_work_says_so(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    code = (
+        "import sys; sys.argv[0] = '-m'\n"  # as while Python locates the module of `python -m stages.STAGE`
+        "from pathlib import Path\n"
+        "from stages.core.errors import reported\n"
+        "with reported('stage'):\n"
+        "    Path('pipe').read_bytes()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with (tmp_path / "pipe").open("wb"):  # It waits for the reader.
+        process.send_signal(signal.SIGINT)
+        assert process.communicate()[1] == "stage: interrupted\n"
+    assert process.returncode == 130
