@@ -414,7 +414,7 @@ def test_trained_on_cuda_it_is_exported_and_proven(normalized: Path, params: dic
         stage.main()
     dtype = str(autocast_dtype("auto", CUDA)).removeprefix("torch.")
     assert f", {dtype}, " in load_checkpoint(normalized / train.MODEL)[1].trained_on
-    assert json.loads((normalized / "artifacts/metrics/parity.json").read_text())["max_abs_diff"] < 1e-4
+    assert json.loads((normalized / "artifacts/details/parity.json").read_text())["max_abs_diff"] < 1e-4
 
 
 @on_cuda
