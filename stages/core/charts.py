@@ -12,6 +12,7 @@ INK, BLUE, ORANGE, GREEN = "currentColor", "#3b7dd8", "#e0701a", "#2f9e6e"
 HEIGHT = 240  # pixels
 CALIBRATION_BINS = 15  # as the calibration error's
 CONFIDENCE_BINS = 20
+COVERAGE_PARTS = 200
 BRIGHTNESS_BINS = 40
 LEGIBLE = 20  # classes up to which a confusion matrix has room for its numbers
 
@@ -131,6 +132,29 @@ def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any
     )
     limit = alt.Chart(pl.DataFrame({"unsure_below": [unsure_below]})).mark_rule(color=INK, strokeDash=[4, 4])
     return specification(bars + limit.encode(x="unsure_below:Q", tooltip=alt.Tooltip("unsure_below:Q", format=".4f")))
+
+
+def risk_by_coverage(predictions: pl.DataFrame, coverage: float, risk: float) -> dict[str, Any]:
+    """Show how many predictions are wrong among the surest, by how many these are; mark the model's own limit."""
+    rows = (
+        predictions.group_by("confidence")  # equal confidences are sure together or not at all
+        .agg(images=pl.len(), wrong=(pl.col("label") != pl.col("prediction")).sum())
+        .sort("confidence", descending=True)
+        .with_columns(pl.col("images", "wrong").cum_sum())
+        .select("confidence", coverage=pl.col("images") / predictions.height, risk=pl.col("wrong") / pl.col("images"))
+        # The last of each part is enough to draw the curve, whatever the number of images.
+        .group_by(part=(pl.col("coverage") * COVERAGE_PARTS).ceil(), maintain_order=True)
+        .last()
+        .drop("part")
+    )
+    x = alt.X("coverage:Q", title="share of predictions that are sure", axis=alt.Axis(format="%"))
+    y = alt.Y("risk:Q", title="wrong among them", axis=alt.Axis(format="%"))
+    shown = [alt.Tooltip(f"{name}:Q", format=".2%") for name in ("coverage", "risk", "confidence")]
+    curve = alt.Chart(rows, height=HEIGHT).mark_line(color=BLUE).encode(x=x, y=y, tooltip=shown)
+    chosen = alt.Chart(pl.DataFrame({"coverage": [coverage], "risk": [risk]})).mark_point(
+        color=ORANGE, filled=True, size=80
+    )
+    return specification(curve + chosen.encode(x=x, y=y, tooltip=shown[:2]))
 
 
 def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) -> dict[str, Any]:
