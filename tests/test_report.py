@@ -8,20 +8,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from stages import download, evaluate, export, normalize, parity, report, train
-from stages.core import schemas
+from stages.core import charts, schemas
 from stages.core.artifacts import read_table, write_table
+from stages.core.checkpoint import load_checkpoint
 from stages.core.errors import UserError
+from stages.core.params import Unsure
 from stages.core.sums import record
 from tests.conftest import PROJECT, tiny_params, write_params
 
 HOSTILE = "<img src=x onerror=alert(1)> | </script>"
-CHARTS = ["accuracy", "balance", "brightness", "calibration", "confidences", "confusion", "loss"]
+CHARTS = ["accuracy", "balance", "brightness", "calibration", "confidences", "confusion", "loss", "risk"]
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +74,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(report.PAGE.resolve().as_uri())
-        self.page.wait_for_function("document.querySelectorAll('.chart svg').length === 7")
+        self.page.wait_for_function("document.querySelectorAll('.chart svg').length === 8")
 
     def marks(self) -> dict[str, int]:
         """How many visible shapes each chart has drawn from its data."""
@@ -154,7 +157,7 @@ def test_optional_parts(ready: Path, browser: Browser, monkeypatch: pytest.Monke
     schema = schemas.predictions(10, 100)
     table = read_table(report.PREDICTIONS, schema)
     write_table(table.with_columns(prediction=pl.col("label")), report.PREDICTIONS, schema)
-    record("evaluate", report.EVALUATION, report.PER_CLASS, report.PREDICTIONS)
+    record("evaluate", report.EVALUATION, report.EVALUATION_DETAILS, report.PER_CLASS, report.PREDICTIONS)
     shutil.rmtree(report.BASELINE)
     monkeypatch.setenv("PATH", "")
     report.main()
@@ -193,7 +196,18 @@ def test_model_card_escapes_names(ready: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [report.SUMMARY, report.MODEL, report.HISTORY, report.EVALUATION, report.PREDICTIONS, report.ONNX, report.PARITY],
+    [
+        report.SUMMARY,
+        report.DATA,
+        report.MODEL,
+        report.HISTORY,
+        report.EVALUATION,
+        report.EVALUATION_DETAILS,
+        report.PREDICTIONS,
+        report.ONNX,
+        report.PARITY,
+        report.PARITY_DETAILS,
+    ],
     ids=str,
 )
 def test_damaged_input_is_refused(ready: Path, path: Path) -> None:
@@ -202,6 +216,34 @@ def test_damaged_input_is_refused(ready: Path, path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path} is not what stage '[a-z]+' wrote"):
         report.main()
+
+
+def test_metrics_are_a_dozen_numbers_of_visible_size(proved: Path) -> None:
+    files = [json.loads(path.read_text()) for path in (proved / report.EVALUATION.parent).glob("*.json")]
+    metrics = {name: value for file in files for name, value in file.items()}
+    assert len(metrics) == sum(map(len, files)) == 12
+    assert all(type(value) in (int, float) for value in metrics.values())
+    # DVC rounds to five digits: what is not zero must not look like zero
+    assert all(value == 0 or round(value, 5) for value in metrics.values()), metrics
+
+
+def test_risk_by_coverage_by_hand() -> None:
+    confidences = [0.9, 0.8, 0.8, 0.6]
+    predictions = pl.DataFrame({"confidence": confidences, "label": [0, 0, 1, 0], "prediction": [0, 0, 0, 1]})
+    data = charts.risk_by_coverage(predictions, coverage=0.75, risk=1 / 3)["datasets"].values()
+    curve, chosen = sorted(data, key=len, reverse=True)
+    assert [(row["coverage"], row["risk"]) for row in curve] == [(0.25, 0), (0.75, 1 / 3), (1, 0.5)]
+    assert chosen == [{"coverage": 0.75, "risk": 1 / 3}]
+
+
+@pytest.mark.parametrize("decided", ["risk", "coverage"])
+def test_the_target_that_decided_the_limit_is_named(ready: Path, decided: Literal["risk", "coverage"]) -> None:
+    _, manifest = load_checkpoint(report.MODEL)
+    target = Unsure(risk=0.001, coverage=0.8)
+    text = report.describe_threshold(manifest.model_copy(update={"unsure_by": decided}), target)
+    assert text.startswith(f"The target on {decided} decided the limit: ")
+    assert "0.10%" in text
+    assert "80%" in text
 
 
 def test_stage_that_has_not_run_is_named(ready: Path) -> None:
