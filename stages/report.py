@@ -382,6 +382,7 @@ def shown(run: Run) -> dict[str, Any]:
         "samples": sample_images(run.train, classes),
         "checked": checked(run.params, run.manifest, len(run.test)),
         "differences": parity_rows(run.parity["max_abs_diff_by_input"]),
+        "legible": charts.LEGIBLE,
         "stages": STAGES,
         "latency_sizes": list(LATENCY_RUNS),
     }
