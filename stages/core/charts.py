@@ -37,8 +37,8 @@ def class_axis(angle: int) -> alt.Axis:
 
 
 def upright_if_short(classes: list[str]) -> alt.Axis:
-    """Return the horizontal axis of the classes, its labels slanted if they are longer than two characters."""
-    return class_axis(0 if max(map(len, classes)) < 3 else -45)
+    """Return the horizontal axis of the classes, its labels turned if they are longer than two characters."""
+    return class_axis(0 if max(map(len, classes)) < 3 else -90)
 
 
 def learning_curve(history: pl.DataFrame, measure: str) -> dict[str, Any]:
