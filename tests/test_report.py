@@ -12,6 +12,7 @@ from typing import Literal
 
 import polars as pl
 import pytest
+import vl_convert
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from stages import download, evaluate, export, normalize, parity, report, train
@@ -24,15 +25,16 @@ from stages.core.sums import record
 from tests.conftest import PROJECT, tiny_params, write_params
 
 HOSTILE = "<img src=x onerror=alert(1)> | </script>"
+LONG = "x" * 90
 CHARTS = ["accuracy", "balance", "brightness", "calibration", "confidences", "confusion", "loss", "risk"]
 
 
 @pytest.fixture(scope="module")
 def proved(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all stages ran, one class with a hostile name, beside an old baseline; not to be written to."""
+    """A folder in which all stages ran, two classes with bad names, beside an old baseline; not to be written to."""
     folder = tmp_path_factory.mktemp("proved")
     params = tiny_params(tiny_idx)
-    params["datasets"]["tiny"]["classes"] = [*"012345678", HOSTILE]
+    params["datasets"]["tiny"]["classes"] = [*"01234567", LONG, HOSTILE]
     # a model that errs at times
     params["recipe"] = "article"
     params["recipes"]["article"]["optimizer"]["lr"] = 0.006
@@ -144,6 +146,25 @@ def test_page_is_as_wide_as_the_window(ready: Path, browser: Browser, width: int
         "[...document.querySelectorAll('.chart')].map(chart => chart.scrollWidth - chart.clientWidth)"
     )
     assert charts == [0] * len(CHARTS)
+
+
+def test_long_names_of_classes_hide_nothing(ready: Path, browser: Browser) -> None:
+    """Neither a table nor a name in a chart is wider than its place."""
+    page = Visit(browser).page
+    hidden = page.evaluate(
+        "[...document.querySelectorAll('.scroll')].map(table => table.scrollWidth - table.clientWidth)"
+    )
+    assert hidden == [0] * len(hidden)
+    [label] = page.locator("#chart-confusion text", has_text="xxx").all()[:1]
+    assert label.text_content() != LONG
+
+
+def test_many_classes_leave_out_names_for_which_there_is_no_room() -> None:
+    classes = [f"class {label}" for label in range(100)]
+    predictions = pl.DataFrame({"label": range(100), "prediction": range(100)})
+    svg = vl_convert.vegalite_to_svg({**charts.confusion(predictions, classes), "width": 800})
+    shown = svg.count(">class ")
+    assert 50 <= shown <= 150  # of the 200 on the two axes
 
 
 def test_same_run_gives_the_same_bytes(ready: Path) -> None:
