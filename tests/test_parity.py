@@ -230,6 +230,7 @@ def test_adversarial_images() -> None:
     assert torch.equal(images["noise"], parity.adversarial_images((1, 28, 28), 20, seed=1)["noise"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", load_params(PROJECT / "params.yaml").recipes)
 def test_every_recipe_is_proved(
     prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, capsys: pytest.CaptureFixture[str]

@@ -96,6 +96,7 @@ def column(page: Page, section: str, place: int) -> list[str]:
     return page.locator(f"#{section} table.sortable").first.locator(f"tbody tr > :nth-child({place})").all_inner_texts()
 
 
+@pytest.mark.slow
 def test_page_in_a_browser(ready: Path, browser: Browser) -> None:
     visit = Visit(browser)
     page = visit.page
@@ -138,6 +139,7 @@ def test_page_in_a_browser(ready: Path, browser: Browser) -> None:
     assert report.PAGE.stat().st_size < 3e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1280])
 def test_page_is_as_wide_as_the_window(ready: Path, browser: Browser, width: int) -> None:
     page = Visit(browser, width).page
@@ -148,6 +150,7 @@ def test_page_is_as_wide_as_the_window(ready: Path, browser: Browser, width: int
     assert charts == [0] * len(CHARTS)
 
 
+@pytest.mark.slow
 def test_long_names_of_classes_hide_nothing(ready: Path, browser: Browser) -> None:
     """Neither a table nor a name in a chart is wider than its place."""
     page = Visit(browser).page
@@ -173,6 +176,7 @@ def test_same_run_gives_the_same_bytes(ready: Path) -> None:
     assert [path.read_bytes() for path in (report.PAGE, report.CARD)] == first
 
 
+@pytest.mark.slow
 def test_optional_parts(ready: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a baseline nor git, nor measurements of this model, nor mistakes."""
     schema = schemas.predictions(10, 100)
@@ -273,6 +277,7 @@ def test_stage_that_has_not_run_is_named(ready: Path) -> None:
         report.main()
 
 
+@pytest.mark.slow
 def test_the_calibration_is_the_same_with_any_number_of_threads(tmp_path: Path) -> None:
     """Polars takes the number when it is loaded."""
     draw = random.Random(1)
