@@ -104,7 +104,7 @@ def main() -> None:
     overall, by_class = measure(logits_NK, labels_N)
     unsure, sure_errors = count_unsure(logits_NK, labels_N, manifest.unsure_below)
     sure = len(labels_N) - unsure
-    overall |= {"unsure_share": unsure / len(labels_N), "sure_error_rate": sure_errors / max(sure, 1)}
+    overall |= {"coverage": sure / len(labels_N), "risk": sure_errors / max(sure, 1)}
     low, high = wilson_interval(int((logits_NK.argmax(1) == labels_N).sum()), len(labels_N))
     provenance = made_from(manifest.data_sha256, manifest.settings.model_dump(), device)
     details = {

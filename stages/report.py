@@ -73,8 +73,8 @@ HEADLINE = {
     "f1": ("F1, mean of the classes", ".4f"),
     "loss": ("Cross-entropy", ".4f"),
     "calibration_error": ("Calibration error", ".2%"),
-    "unsure_share": ("Unsure predictions", ".2%"),
-    "sure_error_rate": ("Wrong among the sure", ".2%"),
+    "coverage": ("Coverage: predictions that are sure", ".2%"),
+    "risk": ("Risk: wrong ones among the sure", ".2%"),
     "different_labels": ("Parity: labels that differ", ",d"),
     "tolerance_used": ("Parity: largest difference, of what is allowed", ".1%"),
 }
@@ -370,9 +370,7 @@ def shown(run: Run) -> dict[str, Any]:
             "confusion": charts.confusion(run.predictions, classes),
             "calibration": charts.calibration(run.predictions),
             "confidences": charts.confidences(run.predictions, run.manifest.unsure_below),
-            "risk": charts.risk_by_coverage(
-                run.predictions, 1 - run.evaluation["unsure_share"], run.evaluation["sure_error_rate"]
-            ),
+            "risk": charts.risk_by_coverage(run.predictions, run.evaluation["coverage"], run.evaluation["risk"]),
             "balance": charts.class_balance(run.summary, classes, schemas.SPLITS),
             "brightness": charts.brightness(run.summary, schemas.SPLITS),
         },
