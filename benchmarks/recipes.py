@@ -68,7 +68,7 @@ def run_pipeline(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
         "f1": evaluation["f1"],
         "kept_epoch": manifest.epoch,
         "parameters": sum(weight.numel() for weight in model.parameters()),
-        "max_abs_diff": json.loads((folder / "artifacts/metrics/parity.json").read_text())["max_abs_diff"],
+        "max_abs_diff": json.loads((folder / "artifacts/details/parity.json").read_text())["max_abs_diff"],
         "onnx_bytes": onnx.stat().st_size,
         "latency_us": latency(onnx),
     }

@@ -16,7 +16,7 @@ from flows.graph import read_metrics_diff
 
 CELL = 48  # pixels
 PREDICTIONS = Path("artifacts/plots/predictions.csv")
-PARITY = Path("artifacts/metrics/parity.json")
+PARITY = Path("artifacts/details/parity.json")
 
 
 def publish(folder: Path, states: Mapping[str, State[Any]]) -> None:
@@ -41,12 +41,12 @@ def stage_row(stage: str, state: State[Any]) -> dict[str, Any]:
 
 
 def metric_rows(diff: Mapping[str, Any]) -> list[dict[str, str]]:
-    """What `dvc metrics diff` says, a row per metric, with the direction of its change."""
+    """Return a row for each metric of `dvc metrics diff`, with the direction of its change."""
     rows = []
     for path, metrics in sorted(diff.items()):
         for metric, values in sorted(metrics.items()):
             sides = (values.get("old"), values.get("new"))
-            if any(isinstance(value, str) for value in sides):  # what the metrics were made from
+            if any(isinstance(value, str) for value in sides):  # a metric may be a text
                 base, run = (value or "" for value in sides)
                 direction = "" if base == run else "changed"
             else:

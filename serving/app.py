@@ -1,6 +1,7 @@
 """The model as a service, with a page to draw on: `python -m serving.app`, until ctrl-C.
 
-Reads artifacts/onnx/model.onnx, again whenever it changes, and for /model the files in artifacts/metrics/.
+Reads artifacts/onnx/model.onnx, again whenever it changes, and for /model the files in artifacts/metrics/ and
+artifacts/details/parity.json.
 Fails when there is no model, or none that works, and when the port is taken.
 
 Shape suffixes: N images, C planes, H x W pixels, K classes.
@@ -36,7 +37,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import body
 from serving.live_model import LiveModel
 from stages.core.errors import UserError, reported
-from stages.core.onnx_model import METRICS, OnnxModel, is_proven
+from stages.core.onnx_model import DETAILS, METRICS, OnnxModel, is_proven
 
 ONNX = Path("artifacts/onnx/model.onnx")
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
@@ -150,7 +151,7 @@ async def facts(request: Request) -> ModelFacts:
         image_shape=list(model.image_shape),
         unsure_below=model.unsure_below,
         operators=model.operators,
-        proven=is_proven(model, METRICS),
+        proven=is_proven(model, DETAILS),
         metrics=read_metrics(METRICS),
     )
 
@@ -171,7 +172,7 @@ async def health(request: Request) -> Health:
         status="model refused" if live.refused else "ok",
         model=live.model.sha256,
         since=live.since,
-        proven=is_proven(live.model, METRICS),
+        proven=is_proven(live.model, DETAILS),
         refused=live.refused,
     )
 

@@ -27,7 +27,7 @@ from PIL import Image
 from serving.images import MAX_PIXELS, decode, fit, white_on_black
 from stages.core.artifacts import locked, remove, replacing, write_json, write_table
 from stages.core.errors import UserError
-from stages.core.onnx_model import METRICS, OnnxModel, is_proven
+from stages.core.onnx_model import DETAILS, OnnxModel, is_proven
 
 PICTURES = (".png", ".jpg", ".jpeg")
 MAX_BYTES = 8 * MAX_PIXELS  # of a picture's file: PNG has at most 8 bytes a pixel
@@ -355,7 +355,7 @@ def predict_folder(
             on_progress(images, images)
     except BlockingIOError:
         raise UserError(f"another run is writing to {output}; --output names another folder") from None
-    return summarize(output / "predictions.parquet", skipped, finished, is_proven(model, METRICS))
+    return summarize(output / "predictions.parquet", skipped, finished, is_proven(model, DETAILS))
 
 
 def read_known(path: Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Reads artifacts/raw/DATASET/.
 Writes artifacts/normalized/: a TensorDict of memory maps per split and summary.parquet, one row per image;
-artifacts/metrics/normalize.json: images per split and exact duplicates; artifacts/sums/normalize.sha256.
+artifacts/metrics/normalize.json: images and exact duplicates; artifacts/details/normalize.json: the same by split;
+artifacts/sums/normalize.sha256.
 Fails when a file is no IDX file of bytes, a label is unknown, an image is constant, a split lacks a class, a class's
 share of a split is out of bounds, or training and test images differ in shape.
 """
@@ -28,6 +29,7 @@ from stages.core.timing import timed
 
 NORMALIZED = Path("artifacts/normalized")
 METRICS = Path("artifacts/metrics/normalize.json")
+DETAILS = Path("artifacts/details/normalize.json")
 
 
 def stratified_split(labels_N: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -125,8 +127,10 @@ def main() -> None:
             write_tensors(data, partial / split, schemas.normalized(num_classes, knobs.mean, knobs.std))
     counts = count_images(summary)
     settings = knobs.model_dump() | {"seed": params.seed}
-    write_json({**counts, "made_from": made_from(digest("download"), settings, torch.device("cpu"))}, METRICS)
-    record("normalize", NORMALIZED, METRICS)
+    duplicates = counts["duplicates_across_splits"] + counts["duplicates_within_split"]
+    write_json({"images": len(summary), "duplicates": duplicates}, METRICS)
+    write_json({**counts, "made_from": made_from(digest("download"), settings, torch.device("cpu"))}, DETAILS)
+    record("normalize", NORMALIZED, METRICS, DETAILS)
     sizes = ", ".join(f"{counts[split]:,} {split}" for split in splits)
     print(f"normalize: {sizes}; {counts['duplicates_across_splits']} exact duplicates across splits")
 

@@ -37,20 +37,22 @@ from stages.core.checkpoint import Manifest, load_checkpoint
 from stages.core.datasets import RAW, read_raw
 from stages.core.errors import UserError, reported
 from stages.core.onnx_model import OnnxModel
-from stages.core.params import PARAMS, Params, load_params, parse_params
+from stages.core.params import PARAMS, Params, Unsure, load_params, parse_params
 from stages.core.sums import record, verify
 from stages.core.tensors import validate_tensors
 from stages.core.timing import read_time, timed
 
 SUMMARY = Path("artifacts/normalized/summary.parquet")
-DATA = Path("artifacts/metrics/normalize.json")
+DATA = Path("artifacts/details/normalize.json")
 MODEL = Path("artifacts/model/model.pt")
 HISTORY = Path("artifacts/plots/history.csv")
 EVALUATION = Path("artifacts/metrics/evaluation.json")
+EVALUATION_DETAILS = Path("artifacts/details/evaluation.json")
 PER_CLASS = Path("artifacts/metrics/per_class.csv")
 PREDICTIONS = Path("artifacts/plots/predictions.csv")
 ONNX = Path("artifacts/onnx/model.onnx")
 PARITY = Path("artifacts/metrics/parity.json")
+PARITY_DETAILS = Path("artifacts/details/parity.json")
 BASELINE = Path("artifacts/baseline")
 
 PAGE = Path("artifacts/report/index.html")
@@ -63,23 +65,23 @@ PAIRS = 10  # of classes most confused, shown
 SAMPLES = 12  # training images of a class, shown
 LATENCY_RUNS = {1: 200, 256: 10}  # by batch size
 
-# what the page compares with the baseline and with the last commit
+# The metrics that the page compares with the baseline's and the last commit's: a name and a format for each.
 HEADLINE = {
-    "accuracy": ("Accuracy (95% interval)", "{accuracy:.2%} ({accuracy_low:.2%} to {accuracy_high:.2%})"),
-    "recall": ("Recall, mean of the classes", "{recall:.4f}"),
-    "precision": ("Precision, mean of the classes", "{precision:.4f}"),
-    "f1": ("F1, mean of the classes", "{f1:.4f}"),
-    "loss": ("Cross-entropy", "{loss:.4f}"),
-    "calibration": ("Calibration error", "{calibration_error:.4f}"),
-    "unsure": ("Unsure predictions", "{unsure_images:,} of {num_images:,}"),
-    "sure": ("Wrong though sure", "{sure_errors:,}"),
-    "agreement": ("Parity: labels that are equal", "{label_agreement:.2%}"),
-    "difference": ("Parity: largest difference of a logit", "{max_abs_diff:.1e}"),
+    "accuracy": ("Accuracy", ".2%"),
+    "recall": ("Recall, mean of the classes", ".4f"),
+    "precision": ("Precision, mean of the classes", ".4f"),
+    "f1": ("F1, mean of the classes", ".4f"),
+    "loss": ("Cross-entropy", ".4f"),
+    "calibration_error": ("Calibration error", ".2%"),
+    "coverage": ("Coverage: predictions that are sure", ".2%"),
+    "risk": ("Risk: wrong ones among the sure", ".2%"),
+    "different_labels": ("Parity: labels that differ", ",d"),
+    "tolerance_used": ("Parity: largest difference, of what is allowed", ".1%"),
 }
 
 
 class Run(NamedTuple):
-    """What the other stages wrote."""
+    """Hold what the other stages wrote."""
 
     params: Params
     manifest: Manifest
@@ -91,17 +93,17 @@ class Run(NamedTuple):
     history: pl.DataFrame
     predictions: pl.DataFrame
     per_class: pl.DataFrame
-    data: dict[str, Any]  # the three stages' metrics
-    evaluation: dict[str, Any]
+    data: dict[str, Any]
+    evaluation: dict[str, Any]  # metrics and details
     parity: dict[str, Any]
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """The texts of those headline figures that are among the metrics: older ones may lack some."""
+    """Return the texts of the headline figures that are among the metrics: those of an older run may lack some."""
     texts = {}
-    for name, (_, text) in HEADLINE.items():
+    for name, (_, spec) in HEADLINE.items():
         with suppress(KeyError, TypeError, ValueError):
-            texts[name] = text.format(**metrics)
+            texts[name] = format(metrics[name], spec)
     return texts
 
 
@@ -196,7 +198,7 @@ def checked(params: Params, manifest: Manifest, num_tested: int) -> list[dict[st
 
 
 def parity_rows(by_input: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The largest difference by what the two runtimes were given, in words."""
+    """Return the largest difference by what the two runtimes were given, in words."""
     words = {"all_0": "a black image", "all_255": "a white image", "noise": "images of random pixels"}
     return [
         (words.get(name) or f"test images in batches of {int(name.removeprefix('batch_')):,}", difference)
@@ -268,8 +270,21 @@ def describe(manifest: Manifest) -> dict[str, str]:
     }
 
 
+def describe_threshold(manifest: Manifest, target: Unsure) -> str:
+    """Return in words which target on the validation images set the confidence below which a prediction is unsure."""
+    if manifest.unsure_by == "risk":
+        return (
+            f"The target on risk decided the limit: it is the lowest at which at most {target.risk:.2%} of the sure"
+            f" validation images are labelled wrong, and at least {target.coverage:.0%} of all are sure."
+        )
+    return (
+        f"The target on coverage decided the limit: it is the highest at which at least {target.coverage:.0%} of the"
+        f" validation images are sure; more than {target.risk:.2%} of these are labelled wrong."
+    )
+
+
 def markdown(text: object) -> str:
-    """With what Markdown and HTML would take for theirs escaped, on one line."""
+    """Return the text on one line, with what Markdown and HTML would take for theirs escaped."""
     return re.sub(r"([\\`*_\[\]<>#|&~])", r"\\\1", " ".join(str(text).split()))
 
 
@@ -303,9 +318,9 @@ def read_run(params: Params) -> Run:
     verify("download", folder)
     verify("normalize", SUMMARY, DATA)
     verify("train", MODEL, HISTORY)
-    verify("evaluate", EVALUATION, PER_CLASS, PREDICTIONS)
+    verify("evaluate", EVALUATION, EVALUATION_DETAILS, PER_CLASS, PREDICTIONS)
     verify("export", ONNX)
-    verify("parity", PARITY)
+    verify("parity", PARITY, PARITY_DETAILS)
     model, manifest = load_checkpoint(MODEL)
     num_classes = len(manifest.classes)
     train, test = (read_raw(folder, split) for split in ("train", "test"))
@@ -323,8 +338,8 @@ def read_run(params: Params) -> Run:
         predictions=read_table(PREDICTIONS, schemas.predictions(num_classes, len(test))),
         per_class=read_table(PER_CLASS, schemas.per_class()),
         data=read_json(DATA),
-        evaluation=read_json(EVALUATION),
-        parity=read_json(PARITY),
+        evaluation=read_json(EVALUATION) | read_json(EVALUATION_DETAILS),
+        parity=read_json(PARITY) | read_json(PARITY_DETAILS),
     )
 
 
@@ -333,6 +348,7 @@ def told(run: Run) -> dict[str, Any]:
     return run._asdict() | {
         "onnx_bytes": ONNX.stat().st_size,
         "settings": describe(run.manifest),
+        "threshold": describe_threshold(run.manifest, run.params.train.unsure),
         "labels": {name: label for name, (label, _) in HEADLINE.items()},
         "figures": headline(run.parity | run.evaluation),
         "baseline": headline(read_baseline(BASELINE / run.params.dataset)),
@@ -353,6 +369,7 @@ def shown(run: Run) -> dict[str, Any]:
             "confusion": charts.confusion(run.predictions, classes),
             "calibration": charts.calibration(run.predictions),
             "confidences": charts.confidences(run.predictions, run.manifest.unsure_below),
+            "risk": charts.risk_by_coverage(run.predictions, run.evaluation["coverage"], run.evaluation["risk"]),
             "balance": charts.class_balance(run.summary, classes, schemas.SPLITS),
             "brightness": charts.brightness(run.summary, schemas.SPLITS),
         },
@@ -362,6 +379,7 @@ def shown(run: Run) -> dict[str, Any]:
         "samples": sample_images(run.train, classes),
         "checked": checked(run.params, run.manifest, len(run.test)),
         "differences": parity_rows(run.parity["max_abs_diff_by_input"]),
+        "legible": charts.LEGIBLE,
         "stages": STAGES,
         "latency_sizes": list(LATENCY_RUNS),
     }

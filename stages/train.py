@@ -41,7 +41,7 @@ from stages.core.artifacts import alone, is_first, validate, write_table
 from stages.core.augmentation import augment
 from stages.core.checkpoint import Manifest, save_checkpoint
 from stages.core.errors import UserError, reported
-from stages.core.inference import confidence_threshold, infer
+from stages.core.inference import confidence_threshold, fit_temperature, infer
 from stages.core.models import build_model
 from stages.core.optimization import l1_norm, loss_of, make_optimizer, make_schedule
 from stages.core.provenance import describe
@@ -441,9 +441,11 @@ def save(
     model = build_model(knobs.chosen_recipe.model, image_shape, len(knobs.chosen_dataset.classes))
     model.load_state_dict(weights)
     device = pick_device(knobs.device)
-    logits_NK = infer(model, validation, device, ASSESSED)
+    logits_NK, labels_N = infer(model, validation, device, ASSESSED), validation["label"].clone()
+    temperature = fit_temperature(logits_NK, labels_N)
+    unsure_below, unsure_by = confidence_threshold(logits_NK / temperature, labels_N, knobs.train.unsure)
     manifest = Manifest(
-        format=2,
+        format=3,
         recipe=knobs.recipe,
         settings=knobs.chosen_recipe,
         dataset=knobs.dataset,
@@ -454,7 +456,9 @@ def save(
         data_sha256=data_sha256,
         trained_on=trained_on(knobs, device),
         epoch=int(best["epoch"]),
-        unsure_below=confidence_threshold(logits_NK, validation["label"], knobs.train.sure_accuracy),
+        temperature=temperature,
+        unsure_below=unsure_below,
+        unsure_by=unsure_by,
     )
     write_table(pl.DataFrame(rows), HISTORY, schemas.history())
     save_checkpoint(MODEL, manifest, {name: weight.contiguous() for name, weight in weights.items()})

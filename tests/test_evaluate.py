@@ -45,7 +45,7 @@ def before(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A copy of that folder as it was before the evaluation, and the current one."""
     folder = tmp_path / "before"
     shutil.copytree(evaluated, folder)
-    for path in (evaluate.METRICS, evaluate.PER_CLASS, evaluate.PREDICTIONS):
+    for path in (evaluate.METRICS, evaluate.DETAILS, evaluate.PER_CLASS, evaluate.PREDICTIONS):
         (folder / path).unlink()
     monkeypatch.chdir(folder)
     return folder
@@ -57,17 +57,13 @@ def test_metrics_by_hand() -> None:
     assert by_class["precision"] == pytest.approx([1, 1 / 3, 1])
     assert by_class["recall"] == pytest.approx([1 / 2, 1, 1])
     assert by_class["f1"] == pytest.approx([2 / 3, 1 / 2, 1])
-    low, high = evaluate.wilson_interval(4, 6)
     expected = {
         "accuracy": 4 / 6,
-        "accuracy_low": low,
-        "accuracy_high": high,
         "precision": 7 / 9,
         "recall": 5 / 6,
         "f1": 13 / 18,
         "loss": (4 * log(2) + 2 * log(4)) / 6,
         "calibration_error": 4 / 6 - 1 / 2,  # every confidence is 1/2
-        "num_images": 6,
     }
     assert overall == pytest.approx(expected)
 
@@ -118,13 +114,12 @@ def test_table_of_predictions() -> None:
 
 
 def test_files_of_a_run(evaluated: Path) -> None:
-    overall = json.loads((evaluated / evaluate.METRICS).read_text())
-    assert {"accuracy", "precision", "recall", "f1", "loss"} <= set(overall)
-    assert all(value for value in overall.pop("made_from").values())
-    assert all(isinstance(value, int | float) for value in overall.values())
-    assert overall["num_images"] == 100
+    overall, details = (json.loads((evaluated / path).read_text()) for path in (evaluate.METRICS, evaluate.DETAILS))
+    assert all(value for value in details["made_from"].values())
+    assert details["num_images"] == 100
+    assert details["accuracy_low"] < overall["accuracy"] < details["accuracy_high"]
 
-    model, _ = load_checkpoint(evaluated / evaluate.MODEL)
+    model, manifest = load_checkpoint(evaluated / evaluate.MODEL)
     test = read_tensors(evaluated / evaluate.TEST, schemas.normalized(10, 0.5, 0.5))
     with torch.inference_mode():
         logits = model(test["image"])
@@ -133,7 +128,11 @@ def test_files_of_a_run(evaluated: Path) -> None:
     assert predictions["prediction"].to_list() == logits.argmax(1).tolist()
     assert predictions["confidence"].to_list() == pytest.approx(logits.softmax(1).amax(1).tolist(), abs=1e-4)
     assert 0.2 < overall["accuracy"] < 1
-    assert overall["accuracy"] == (predictions["label"] == predictions["prediction"]).mean()
+    right = predictions["label"] == predictions["prediction"]
+    assert overall["accuracy"] == right.mean()
+    sure = predictions["confidence"] >= manifest.unsure_below
+    assert overall["coverage"] == (100 - details["unsure_images"]) / 100 == sure.mean()
+    assert overall["risk"] == details["sure_errors"] / sure.sum() == pytest.approx(1 - right.filter(sure).mean())
 
     per_class = pl.read_csv(evaluated / evaluate.PER_CLASS, schema_overrides={"class": pl.String})
     assert per_class["class"].to_list() == [str(digit) for digit in range(10)]
@@ -161,7 +160,7 @@ def test_class_without_test_image_is_refused(before: Path) -> None:
     save_checkpoint(
         evaluate.MODEL,
         manifest.model_copy(update={"data_sha256": sums.digest("normalize", evaluate.TEST.parent)}),
-        model.state_dict(),
+        model.network.state_dict(),
     )
     sums.record("train", evaluate.MODEL)
     with pytest.raises(UserError, match=r"^artifacts/metrics/per_class\.csv violates its schema:\n  column 'images'"):
@@ -172,7 +171,7 @@ def test_class_without_test_image_is_refused(before: Path) -> None:
 def test_model_for_another_image_shape_is_refused(before: Path) -> None:
     _, manifest = load_checkpoint(evaluate.MODEL)
     small = manifest.model_copy(update={"image_shape": (1, 14, 14)})
-    save_checkpoint(evaluate.MODEL, small, build(small).state_dict())
+    save_checkpoint(evaluate.MODEL, small, build(small).network.state_dict())
     sums.record("train", evaluate.MODEL)
     with pytest.raises(
         UserError,
@@ -186,7 +185,7 @@ def test_model_for_another_image_shape_is_refused(before: Path) -> None:
 def test_model_for_another_normalization_is_refused(before: Path, mean: float, std: float) -> None:
     model, manifest = load_checkpoint(evaluate.MODEL)
     other = manifest.model_copy(update={"mean": mean, "std": std})
-    save_checkpoint(evaluate.MODEL, other, model.state_dict())
+    save_checkpoint(evaluate.MODEL, other, model.network.state_dict())
     sums.record("train", evaluate.MODEL)
     with pytest.raises(UserError, match=r"^artifacts/normalized/test violates its schema:\n  column 'image': all pix"):
         evaluate.main()
@@ -195,7 +194,7 @@ def test_model_for_another_normalization_is_refused(before: Path, mean: float, s
 
 def test_model_of_other_data_is_refused(before: Path) -> None:
     model, manifest = load_checkpoint(evaluate.MODEL)
-    save_checkpoint(evaluate.MODEL, manifest.model_copy(update={"data_sha256": "0" * 64}), model.state_dict())
+    save_checkpoint(evaluate.MODEL, manifest.model_copy(update={"data_sha256": "0" * 64}), model.network.state_dict())
     sums.record("train", evaluate.MODEL)
     with pytest.raises(
         UserError, match=r"^artifacts/model/model\.pt was trained on other data than those in artifacts/"

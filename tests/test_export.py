@@ -113,13 +113,14 @@ def test_opset_is_that_of_the_params(
 
 
 @pytest.mark.parametrize("count", [1, 3, 17])
-def test_computes_what_the_model_computes_at_any_batch(exported: Path, count: int) -> None:
+def test_computes_what_the_calibrated_model_computes_at_any_batch(exported: Path, count: int) -> None:
     session = onnxruntime.InferenceSession(exported / export.ONNX, providers=["CPUExecutionProvider"])
     images = make_images(count, seed=3)[0].unsqueeze(1)
     logits, probabilities = session.run(None, {"image": images.numpy()})
-    network, _ = load_checkpoint(exported / export.MODEL)
+    model, manifest = load_checkpoint(exported / export.MODEL)
+    assert manifest.temperature != 1
     with torch.inference_mode():
-        expected = network((images.float() / 255 - 0.5) / 0.5)
+        expected = model.network((images.float() / 255 - 0.5) / 0.5) / manifest.temperature
     np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-4)
     np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), rtol=0, atol=1e-5)
 

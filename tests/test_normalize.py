@@ -18,7 +18,7 @@ from stages.core.params import load_params
 from stages.core.schemas import SPLITS, normalized, summary
 from stages.core.sums import record
 from stages.core.tensors import read_tensors
-from stages.normalize import METRICS, NORMALIZED, stratified_split
+from stages.normalize import DETAILS, METRICS, NORMALIZED, stratified_split
 from tests.conftest import PROJECT, make_images, write_params
 
 RAW = Path("artifacts/raw/tiny")
@@ -153,9 +153,10 @@ def test_duplicates_are_reported(workspace: Path, capsys: pytest.CaptureFixture[
     test_images[4] = test_images[14]
     write_raw((images, labels), (test_images, test_labels))
     normalize.main()
-    metrics = json.loads(METRICS.read_text())
-    assert set(metrics.pop("made_from")) == {"data", "settings", "code", "versions", "device"}
-    assert metrics == {
+    assert json.loads(METRICS.read_text()) == {"images": 400, "duplicates": 4}
+    details = json.loads(DETAILS.read_text())
+    assert set(details.pop("made_from")) == {"data", "settings", "code", "versions", "device"}
+    assert details == {
         "train": 250,
         "validation": 50,
         "test": 100,
@@ -169,8 +170,7 @@ def test_duplicates_are_reported(workspace: Path, capsys: pytest.CaptureFixture[
 def test_no_duplicates(workspace: Path) -> None:
     write_raw()
     normalize.main()
-    counts = json.loads(METRICS.read_text())
-    assert (counts["duplicates_across_splits"], counts["duplicates_within_split"]) == (0, 0)
+    assert json.loads(METRICS.read_text())["duplicates"] == 0
 
 
 def test_constant_image(workspace: Path) -> None:

@@ -56,7 +56,7 @@ def ready(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def read_report() -> Any:
-    return json.loads(parity.METRICS.read_text())
+    return json.loads(parity.DETAILS.read_text())
 
 
 def test_right_export_passes(ready: Path) -> None:
@@ -66,6 +66,8 @@ def test_right_export_passes(ready: Path) -> None:
     assert 0 < report["max_abs_diff"] < 1e-4
     assert set(report["max_abs_diff_by_input"]) == {"batch_1", "batch_7", "batch_100", "all_0", "all_255", "noise"}
     assert report["max_abs_diff"] == max(report["max_abs_diff_by_input"].values())
+    metrics = json.loads(parity.METRICS.read_text())
+    assert metrics == {"tolerance_used": report["max_abs_diff"] / 1e-4, "different_labels": 0}
     assert report["label_agreement"] == 1
     assert report["different_labels"] == report["near_ties"] == report["changed_since_evaluation"] == 0
     assert report["num_images"] == 100
@@ -73,7 +75,16 @@ def test_right_export_passes(ready: Path) -> None:
     assert report["accuracy_onnx"] == report["accuracy_pytorch"] == pytest.approx(accuracy)
 
 
-@pytest.mark.parametrize("name", ["model.0.weight", "model.6.running_var", "model.13.bias"])
+def test_batches_larger_than_the_split_are_compared_once_and_by_their_real_size(
+    ready: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    override_params(ready / "params.yaml", {"parity.batch_sizes": [10000, 7, 256, 100]})
+    parity.main()
+    assert set(read_report()["max_abs_diff_by_input"]) == {"batch_7", "batch_100", "all_0", "all_255", "noise"}
+    assert "at batch sizes 7, 100;" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["model.network.0.weight", "model.network.6.running_var", "model.network.13.bias"])
 def test_one_changed_weight_is_found(ready: Path, name: str) -> None:
     model = onnx.load(parity.ONNX)
     [weight] = [weight for weight in model.graph.initializer if weight.name == name]
@@ -106,7 +117,7 @@ def test_other_labels_are_found(ready: Path) -> None:
     torch.manual_seed(2)
     onnx.save(export.to_onnx(build(manifest), manifest, OPSET), parity.ONNX)
     record("export", parity.ONNX)
-    with pytest.raises(UserError, match=r"logits differ by .*; \d+ labels differ; see artifacts/metrics/parity\.json"):
+    with pytest.raises(UserError, match=r"logits differ by .*; \d+ labels differ; see artifacts/details/parity\.json"):
         parity.main()
     report = read_report()
     assert report["label_agreement"] < 0.5
@@ -129,7 +140,7 @@ def test_changed_predictions_are_found(ready: Path) -> None:
 
 def test_weight_that_is_not_a_number_is_found(ready: Path) -> None:
     model = onnx.load(parity.ONNX)
-    [bias] = [weight for weight in model.graph.initializer if weight.name == "model.13.bias"]
+    [bias] = [weight for weight in model.graph.initializer if weight.name == "model.network.13.bias"]
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, dtype=np.float32), bias.name))
     onnx.save(model, parity.ONNX)
     record("export", parity.ONNX)

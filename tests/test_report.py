@@ -8,28 +8,33 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import polars as pl
 import pytest
+import vl_convert
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from stages import download, evaluate, export, normalize, parity, report, train
-from stages.core import schemas
+from stages.core import charts, schemas
 from stages.core.artifacts import read_table, write_table
+from stages.core.checkpoint import load_checkpoint
 from stages.core.errors import UserError
+from stages.core.params import Unsure
 from stages.core.sums import record
 from tests.conftest import PROJECT, tiny_params, write_params
 
 HOSTILE = "<img src=x onerror=alert(1)> | </script>"
-CHARTS = ["accuracy", "balance", "brightness", "calibration", "confidences", "confusion", "loss"]
+LONG = "x" * 90
+CHARTS = ["accuracy", "balance", "brightness", "calibration", "confidences", "confusion", "loss", "risk"]
 
 
 @pytest.fixture(scope="module")
 def proved(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all stages ran, one class with a hostile name, beside an old baseline; not to be written to."""
+    """A folder in which all stages ran, two classes with bad names, beside an old baseline; not to be written to."""
     folder = tmp_path_factory.mktemp("proved")
     params = tiny_params(tiny_idx)
-    params["datasets"]["tiny"]["classes"] = [*"012345678", HOSTILE]
+    params["datasets"]["tiny"]["classes"] = [*"01234567", LONG, HOSTILE]
     # a model that errs at times
     params["recipe"] = "article"
     params["recipes"]["article"]["optimizer"]["lr"] = 0.006
@@ -71,7 +76,7 @@ class Visit:
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(report.PAGE.resolve().as_uri())
-        self.page.wait_for_function("document.querySelectorAll('.chart svg').length === 7")
+        self.page.wait_for_function("document.querySelectorAll('.chart svg').length === 8")
 
     def marks(self) -> dict[str, int]:
         """How many visible shapes each chart has drawn from its data."""
@@ -91,6 +96,7 @@ def column(page: Page, section: str, place: int) -> list[str]:
     return page.locator(f"#{section} table.sortable").first.locator(f"tbody tr > :nth-child({place})").all_inner_texts()
 
 
+@pytest.mark.slow
 def test_page_in_a_browser(ready: Path, browser: Browser) -> None:
     visit = Visit(browser)
     page = visit.page
@@ -133,6 +139,7 @@ def test_page_in_a_browser(ready: Path, browser: Browser) -> None:
     assert report.PAGE.stat().st_size < 3e6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [360, 1280])
 def test_page_is_as_wide_as_the_window(ready: Path, browser: Browser, width: int) -> None:
     page = Visit(browser, width).page
@@ -143,18 +150,39 @@ def test_page_is_as_wide_as_the_window(ready: Path, browser: Browser, width: int
     assert charts == [0] * len(CHARTS)
 
 
+@pytest.mark.slow
+def test_long_names_of_classes_hide_nothing(ready: Path, browser: Browser) -> None:
+    """Neither a table nor a name in a chart is wider than its place."""
+    page = Visit(browser).page
+    hidden = page.evaluate(
+        "[...document.querySelectorAll('.scroll')].map(table => table.scrollWidth - table.clientWidth)"
+    )
+    assert hidden == [0] * len(hidden)
+    [label] = page.locator("#chart-confusion text", has_text="xxx").all()[:1]
+    assert label.text_content() != LONG
+
+
+def test_many_classes_leave_out_names_for_which_there_is_no_room() -> None:
+    classes = [f"class {label}" for label in range(100)]
+    predictions = pl.DataFrame({"label": range(100), "prediction": range(100)})
+    svg = vl_convert.vegalite_to_svg({**charts.confusion(predictions, classes), "width": 800})
+    assert svg.count(">class ") == 200  # on two axes
+    assert 50 <= svg.count('opacity="0">class ') <= 150
+
+
 def test_same_run_gives_the_same_bytes(ready: Path) -> None:
     first = [path.read_bytes() for path in (report.PAGE, report.CARD)]
     report.main()
     assert [path.read_bytes() for path in (report.PAGE, report.CARD)] == first
 
 
+@pytest.mark.slow
 def test_optional_parts(ready: Path, browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a baseline nor git, nor measurements of this model, nor mistakes."""
     schema = schemas.predictions(10, 100)
     table = read_table(report.PREDICTIONS, schema)
     write_table(table.with_columns(prediction=pl.col("label")), report.PREDICTIONS, schema)
-    record("evaluate", report.EVALUATION, report.PER_CLASS, report.PREDICTIONS)
+    record("evaluate", report.EVALUATION, report.EVALUATION_DETAILS, report.PER_CLASS, report.PREDICTIONS)
     shutil.rmtree(report.BASELINE)
     monkeypatch.setenv("PATH", "")
     report.main()
@@ -193,7 +221,18 @@ def test_model_card_escapes_names(ready: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [report.SUMMARY, report.MODEL, report.HISTORY, report.EVALUATION, report.PREDICTIONS, report.ONNX, report.PARITY],
+    [
+        report.SUMMARY,
+        report.DATA,
+        report.MODEL,
+        report.HISTORY,
+        report.EVALUATION,
+        report.EVALUATION_DETAILS,
+        report.PREDICTIONS,
+        report.ONNX,
+        report.PARITY,
+        report.PARITY_DETAILS,
+    ],
     ids=str,
 )
 def test_damaged_input_is_refused(ready: Path, path: Path) -> None:
@@ -204,12 +243,41 @@ def test_damaged_input_is_refused(ready: Path, path: Path) -> None:
         report.main()
 
 
+def test_metrics_are_a_dozen_numbers_of_visible_size(proved: Path) -> None:
+    files = [json.loads(path.read_text()) for path in (proved / report.EVALUATION.parent).glob("*.json")]
+    metrics = {name: value for file in files for name, value in file.items()}
+    assert len(metrics) == sum(map(len, files)) == 12
+    assert all(type(value) in (int, float) for value in metrics.values())
+    # DVC rounds to five digits: what is not zero must not look like zero
+    assert all(value == 0 or round(value, 5) for value in metrics.values()), metrics
+
+
+def test_risk_by_coverage_by_hand() -> None:
+    confidences = [0.9, 0.8, 0.8, 0.6]
+    predictions = pl.DataFrame({"confidence": confidences, "label": [0, 0, 1, 0], "prediction": [0, 0, 0, 1]})
+    data = charts.risk_by_coverage(predictions, coverage=0.75, risk=1 / 3)["datasets"].values()
+    curve, chosen = sorted(data, key=len, reverse=True)
+    assert [(row["coverage"], row["risk"]) for row in curve] == [(0.25, 0), (0.75, 1 / 3), (1, 0.5)]
+    assert chosen == [{"coverage": 0.75, "risk": 1 / 3}]
+
+
+@pytest.mark.parametrize("decided", ["risk", "coverage"])
+def test_the_target_that_decided_the_limit_is_named(ready: Path, decided: Literal["risk", "coverage"]) -> None:
+    _, manifest = load_checkpoint(report.MODEL)
+    target = Unsure(risk=0.001, coverage=0.8)
+    text = report.describe_threshold(manifest.model_copy(update={"unsure_by": decided}), target)
+    assert text.startswith(f"The target on {decided} decided the limit: ")
+    assert "0.10%" in text
+    assert "80%" in text
+
+
 def test_stage_that_has_not_run_is_named(ready: Path) -> None:
     Path("artifacts/sums/parity.sha256").unlink()
     with pytest.raises(UserError, match="stage 'parity' has not run to its end"):
         report.main()
 
 
+@pytest.mark.slow
 def test_the_calibration_is_the_same_with_any_number_of_threads(tmp_path: Path) -> None:
     """Polars takes the number when it is loaded."""
     draw = random.Random(1)

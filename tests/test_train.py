@@ -413,7 +413,7 @@ def test_trained_on_cuda_it_is_exported_and_proven(normalized: Path, params: dic
         stage.main()
     dtype = str(autocast_dtype("auto", CUDA)).removeprefix("torch.")
     assert f", {dtype}, " in load_checkpoint(normalized / train.MODEL)[1].trained_on
-    assert json.loads((normalized / "artifacts/metrics/parity.json").read_text())["max_abs_diff"] < 1e-4
+    assert json.loads((normalized / "artifacts/details/parity.json").read_text())["max_abs_diff"] < 1e-4
 
 
 @on_cuda
@@ -476,7 +476,7 @@ def test_main_writes_model_history_and_live_metrics(normalized: Path, params: di
     assert manifest.epoch == 1 + int(history["validation_loss"].arg_min() or 0)
     validation = read_tensors(normalized / "artifacts/normalized/validation", schemas.normalized(10, 0.5, 0.5))
     kept = history.row(manifest.epoch - 1, named=True)
-    loss, accuracy = train.assess(model, validation, manifest.settings.loss, CPU)
+    loss, accuracy = train.assess(model.network, validation, manifest.settings.loss, CPU)
     assert accuracy == kept["validation_accuracy"]
     assert loss == pytest.approx(kept["validation_loss"], rel=1e-4)
 
@@ -745,7 +745,7 @@ def test_two_processes_killed_go_on_to_the_same_bytes(normalized: Path, params: 
     model, manifest = load_checkpoint(normalized / train.MODEL)
     validation = read_tensors(normalized / train.NORMALIZED / "validation", schemas.normalized(10, 0.5, 0.5))
     kept = read_table(normalized / train.HISTORY, schemas.history()).row(manifest.epoch - 1, named=True)
-    loss, accuracy = train.assess(model, validation, manifest.settings.loss, torch.device("cpu"))
+    loss, accuracy = train.assess(model.network, validation, manifest.settings.loss, torch.device("cpu"))
     assert (loss, accuracy) == pytest.approx((kept["validation_loss"], kept["validation_accuracy"]), abs=1e-5)
 
     with start() as process:

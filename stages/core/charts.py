@@ -12,8 +12,10 @@ INK, BLUE, ORANGE, GREEN = "currentColor", "#3b7dd8", "#e0701a", "#2f9e6e"
 HEIGHT = 240  # pixels
 CALIBRATION_BINS = 15  # as the calibration error's
 CONFIDENCE_BINS = 20
+COVERAGE_PARTS = 200
 BRIGHTNESS_BINS = 40
-LEGIBLE = 20  # classes up to which a confusion matrix has room for its numbers
+LEGIBLE = 20  # classes up to which a confusion matrix has room for its numbers, and beside a table
+LABEL_WIDTH = 110  # pixels of a class's name
 
 
 def specification(chart: Any) -> dict[str, Any]:
@@ -29,12 +31,18 @@ def specification(chart: Any) -> dict[str, Any]:
     return themed.to_dict()
 
 
+def class_axis(angle: int) -> alt.Axis:
+    """Return an axis that shortens long names of classes and leaves out those for which there is no room."""
+    return alt.Axis(labelAngle=angle, labelLimit=LABEL_WIDTH, labelOverlap="greedy")
+
+
 def upright_if_short(classes: list[str]) -> alt.Axis:
-    return alt.Axis(labelAngle=0 if max(map(len, classes)) < 3 else -45)
+    """Return the horizontal axis of the classes, its labels turned if they are longer than two characters."""
+    return class_axis(0 if max(map(len, classes)) < 3 else -90)
 
 
 def learning_curve(history: pl.DataFrame, measure: str) -> dict[str, Any]:
-    """`measure` (loss or accuracy) by epoch, of the training and the validation images."""
+    """Show `measure` (loss or accuracy) by epoch, of the training and the validation images."""
     splits = {f"{split}_{measure}": split for split in ("train", "validation")}
     rows = history.rename(splits).unpivot(list(splits.values()), index="epoch", variable_name="split")
     chart = alt.Chart(rows, height=HEIGHT).mark_line(point=True)
@@ -49,7 +57,7 @@ def learning_curve(history: pl.DataFrame, measure: str) -> dict[str, Any]:
 
 
 def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
-    """Images by true and predicted class; the shade is that of the errors alone."""
+    """Show the images by true and predicted class; the shade is that of the errors alone."""
     rows = (
         predictions.group_by("label", "prediction", maintain_order=True)
         .agg(images=pl.len())
@@ -58,10 +66,10 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
     )
     # a scale needs an end, even one that nothing is shown on
     most = rows.filter(~pl.col("right")).select(pl.max("images")).item() or 1
-    scale, labels = alt.Scale(domain=classes), upright_if_short(classes)
+    scale = alt.Scale(domain=classes)
     cells = alt.Chart(rows, height=len(classes) * (28 if len(classes) <= LEGIBLE else 8)).encode(
-        x=alt.X("prediction:N", title="predicted", scale=scale, axis=labels),
-        y=alt.Y("label:N", title="true", scale=scale),
+        x=alt.X("prediction:N", title="predicted", scale=scale, axis=upright_if_short(classes)),
+        y=alt.Y("label:N", title="true", scale=scale, axis=class_axis(0)),
         tooltip=[alt.Tooltip("label", title="true"), alt.Tooltip("prediction", title="predicted"), "images"],
     )
     right = cells.transform_filter("datum.right").mark_rect(color=BLUE, opacity=0.25)
@@ -75,14 +83,14 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
 
 
 def binned(predictions: pl.DataFrame, bins: int) -> pl.DataFrame:
-    """With `bin` 0, 1, ..., the place of the confidence among so many equal parts of 0..1."""
+    """Add `bin` 0, 1, ..., the place of the confidence among so many equal parts of 0..1."""
     return predictions.with_columns(
         bin=(pl.col("confidence") * bins).floor().clip(0, bins - 1), right=pl.col("label") == pl.col("prediction")
     )
 
 
 def calibration(predictions: pl.DataFrame) -> dict[str, Any]:
-    """How often the model is right, by how confident it says it is (reliability diagram)."""
+    """Show how often the model is right, by how confident it says it is (reliability diagram)."""
     # in whole numbers: a sum of floats depends on the number of threads
     millionths = (pl.col("confidence") * 1e6).round().cast(pl.Int64)
     rows = (
@@ -101,7 +109,7 @@ def calibration(predictions: pl.DataFrame) -> dict[str, Any]:
 
 
 def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any]:
-    """How many right and wrong predictions have which confidence, side by side in each part of 0..1."""
+    """Show the right and the wrong predictions by confidence, side by side in each part of 0..1."""
     width = 1 / CONFIDENCE_BINS
     start = pl.col("bin") * width + pl.when("right").then(0).otherwise(width / 2)
     rows = (
@@ -133,8 +141,31 @@ def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any
     return specification(bars + limit.encode(x="unsure_below:Q", tooltip=alt.Tooltip("unsure_below:Q", format=".4f")))
 
 
+def risk_by_coverage(predictions: pl.DataFrame, coverage: float, risk: float) -> dict[str, Any]:
+    """Show how many predictions are wrong among the surest, by how many these are; mark the model's own limit."""
+    rows = (
+        predictions.group_by("confidence")  # equal confidences are sure together or not at all
+        .agg(images=pl.len(), wrong=(pl.col("label") != pl.col("prediction")).sum())
+        .sort("confidence", descending=True)
+        .with_columns(pl.col("images", "wrong").cum_sum())
+        .select("confidence", coverage=pl.col("images") / predictions.height, risk=pl.col("wrong") / pl.col("images"))
+        # The last of each part is enough to draw the curve, whatever the number of images.
+        .group_by(part=(pl.col("coverage") * COVERAGE_PARTS).ceil(), maintain_order=True)
+        .last()
+        .drop("part")
+    )
+    x = alt.X("coverage:Q", title="share of predictions that are sure", axis=alt.Axis(format="%"))
+    y = alt.Y("risk:Q", title="wrong among them", axis=alt.Axis(format="%"))
+    shown = [alt.Tooltip(f"{name}:Q", format=".2%") for name in ("coverage", "risk", "confidence")]
+    curve = alt.Chart(rows, height=HEIGHT).mark_line(color=BLUE).encode(x=x, y=y, tooltip=shown)
+    chosen = alt.Chart(pl.DataFrame({"coverage": [coverage], "risk": [risk]})).mark_point(
+        color=ORANGE, filled=True, size=80
+    )
+    return specification(curve + chosen.encode(x=x, y=y, tooltip=shown[:2]))
+
+
 def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) -> dict[str, Any]:
-    """The share of each class in each split."""
+    """Show the share of each class in each split."""
     rows = (
         summary.group_by("split", "label")
         .agg(images=pl.len())
@@ -156,7 +187,7 @@ def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) 
 
 
 def brightness(summary: pl.DataFrame, splits: list[str]) -> dict[str, Any]:
-    """How bright the images of each split are: the distribution of the mean of an image's pixels."""
+    """Show how bright the images of each split are: the distribution of the mean of an image's pixels."""
     low, high = (float(summary.select(extreme).item()) for extreme in (pl.min("pixel_mean"), pl.max("pixel_mean")))
     width = (high - low) / BRIGHTNESS_BINS or 1.0
     place = ((pl.col("pixel_mean") - low) / width).floor().clip(0, BRIGHTNESS_BINS - 1)

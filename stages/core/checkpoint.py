@@ -1,10 +1,14 @@
-"""The trained model as one file that rebuilds itself: the weights, and everything needed to use them."""
+"""The trained model as one file that rebuilds itself: the weights, and everything needed to use them.
+
+Shape suffixes: N images, C planes, H x W pixels, K classes.
+"""
 
 import io
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from stages.core.artifacts import replacing
@@ -16,7 +20,7 @@ from stages.core.params import Recipe, Section, Sha256, Share
 class Manifest(Section):
     """What a model is, beside its weights."""
 
-    format: Literal[2]  # other networks of the same shapes came before
+    format: Literal[3]  # other networks of the same shapes came before
     recipe: str
     settings: Recipe
     dataset: str
@@ -27,31 +31,50 @@ class Manifest(Section):
     data_sha256: Sha256  # of the tensors and their summary, as stage normalize wrote them
     trained_on: str  # processes, device, precision and version of torch
     epoch: int  # the one of the lowest validation loss
+    temperature: Annotated[float, Field(gt=0)]  # the network's logits are divided by it
     unsure_below: Share  # a confidence, chosen on the validation split
+    unsure_by: Literal["risk", "coverage"]  # the target of params.yaml that decided it
 
 
-def build(manifest: Manifest) -> nn.Module:
-    return build_model(manifest.settings.model, manifest.image_shape, len(manifest.classes))
+class Calibrated(nn.Module):
+    """Give a network's logits, divided by the temperature that makes their softmax as confident as it is right."""
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        logits_NK: Tensor = self.network(images_NCHW)
+        return logits_NK / self.temperature
+
+
+def build(manifest: Manifest) -> Calibrated:
+    network = build_model(manifest.settings.model, manifest.image_shape, len(manifest.classes))
+    return Calibrated(network, manifest.temperature)
 
 
 def save_checkpoint(path: Path, manifest: Manifest, weights: dict[str, Tensor]) -> None:
+    """Save the manifest with the weights of the network alone."""
     buffer = io.BytesIO()  # for torch does not tell a full disk from other errors
     torch.save({"manifest": manifest.model_dump(), "weights": weights}, buffer)
     with replacing(path) as partial:
         partial.write_bytes(buffer.getbuffer())
 
 
-def load_checkpoint(path: Path) -> tuple[nn.Module, Manifest]:
-    """The model in evaluation mode on the CPU, and its manifest; `UserError` where the file is not what was saved."""
+def load_checkpoint(path: Path) -> tuple[Calibrated, Manifest]:
+    """Return the calibrated model in evaluation mode on the CPU, and its manifest.
+
+    Raises `UserError` when the file is not one that `save_checkpoint` wrote.
+    """
     with path.open("rb") as file:
         try:
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
             manifest = Manifest.model_validate(content["manifest"])
             model = build(manifest)
-            model.load_state_dict(content["weights"])
+            model.network.load_state_dict(content["weights"])
         except Exception as error:  # of bytes that are no checkpoint, torch and pickle raise whatever comes up
             raise UserError(f"{path} is no checkpoint of this pipeline: {error}") from error
-    for name, weight in model.state_dict().items():
+    for name, weight in model.network.state_dict().items():
         if not weight.isfinite().all():
             raise UserError(f"{path}: weight '{name}' holds values that are not finite")
     return model.eval(), manifest

@@ -1,38 +1,75 @@
-"""A trained model's answers, and which of them are sure.
+"""A trained model's answers, how confident they should be, and which of them are sure.
 
 Shape suffixes: N images, K classes.
 """
+
+from math import ceil, sqrt
+from typing import Literal
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor, nn
 
+from stages.core.params import Unsure
 from stages.core.runtime import full_float32
+
+TEMPERATURES = (0.01, 100.0)  # the range searched: logits may be regression's 0 and 1, or those of a network run wild
+HALVINGS = 20  # of its logarithm, to five significant digits
 
 
 def infer(model: nn.Module, data: TensorDict, device: torch.device, batch_size: int) -> Tensor:
-    """Logits float32 [N, K] on the CPU, computed in float32."""
+    """Return logits float32 [N, K] on the CPU, computed in float32."""
     model.to(device).eval()
     with torch.inference_mode(), full_float32():  # parity compares these predictions with a CPU's
         return torch.cat([model(batch["image"].to(device)).float().cpu() for batch in data.split(batch_size)])
 
 
-def confidence_threshold(logits_NK: Tensor, labels_N: Tensor, accuracy: float) -> float:
-    """The lowest confidence 0..1 such that of the predictions at or above it the share `accuracy` is right.
+def fit_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
+    """Return the temperature that minimizes the cross-entropy of these logits (Guo et al. 2017, arXiv 1706.04599).
 
-    1 where there is none. Confidence is the softmax's largest probability; selective classification as in Geifman &
-    El-Yaniv 2017, arXiv 1705.08500, without its bound for unseen data.
+    The labels are smoothed as if one image more were shared among the classes, after Platt 1999: otherwise a model
+    without errors on the split would be given infinite confidence.
+    """
+    logits_NK = logits_NK.double()
+    observed_N = logits_NK.gather(1, labels_N.unsqueeze(1)).squeeze(1)
+    observed_N = observed_N.lerp(logits_NK.mean(1), 1 / (len(labels_N) + 1))
+    low, high = TEMPERATURES
+    # The cross-entropy is convex in the inverse temperature, and its slope is the expected minus the observed logits.
+    # Only the sign of that sum counts, so that the number of threads that add it up changes nothing.
+    for _ in range(HALVINGS):
+        middle = sqrt(low * high)
+        expected_N = ((logits_NK / middle).softmax(1) * logits_NK).sum(1)
+        if expected_N.sum() > observed_N.sum():  # too confident
+            low = middle
+        else:
+            high = middle
+    return sqrt(low * high)
+
+
+def confidence_threshold(
+    logits_NK: Tensor, labels_N: Tensor, target: Unsure
+) -> tuple[float, Literal["risk", "coverage"]]:
+    """Return the confidence 0..1 below which predictions are unsure, and the target that decided it.
+
+    It is the lowest at which the predictions at or above it err at most at the rate `target.risk`, or a lower one
+    where these would be less than the share `target.coverage` of all. Selective classification as in El-Yaniv & Wiener
+    2010 and Geifman & El-Yaniv 2017, arXiv 1705.08500, without the latter's bound for unseen data.
     """
     confidence_N, prediction_N = logits_NK.double().softmax(1).max(1)
     confidence_N, order_N = confidence_N.sort(descending=True)
-    right_N = (prediction_N == labels_N)[order_N].double().cumsum(0)
-    enough_N = right_N >= accuracy * torch.arange(1, len(labels_N) + 1)
-    enough_N[:-1] &= confidence_N[:-1] > confidence_N[1:]  # equal confidences are sure together or not at all
-    return float(confidence_N[enough_N].min()) if enough_N.any() else 1.0
+    count_N = torch.arange(1, len(labels_N) + 1)
+    errors_N = (prediction_N != labels_N)[order_N].cumsum(0)
+    last_N = torch.ones_like(count_N, dtype=torch.bool)
+    last_N[:-1] = confidence_N[:-1] > confidence_N[1:]  # equal confidences are sure together or not at all
+    accurate_N = last_N & (errors_N <= target.risk * count_N)
+    covered = ceil(target.coverage * len(labels_N))
+    accurate = min(confidence_N[accurate_N].tolist(), default=1.0)
+    covering = float(confidence_N[covered - 1]) if covered else 1.0
+    return (accurate, "risk") if accurate <= covering else (covering, "coverage")
 
 
 def count_unsure(logits_NK: Tensor, labels_N: Tensor, unsure_below: float) -> tuple[int, int]:
-    """How many predictions are unsure, and how many of the sure ones are wrong."""
+    """Count the unsure predictions, and the wrong ones among the sure."""
     confidence_N, prediction_N = logits_NK.double().softmax(1).max(1)
     unsure_N = confidence_N < unsure_below
     return int(unsure_N.sum()), int((~unsure_N & (prediction_N != labels_N)).sum())

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from stages.core.errors import UserError
 
 MAX_BYTES = 1 << 30
+DETAILS = Path("artifacts/details")
 METRICS = Path("artifacts/metrics")
 Found = TypeVar("Found", bound=Message)
 STANDARD = ("", "ai.onnx")  # two names of the domain whose operators the ONNX standard defines
@@ -67,10 +68,10 @@ class OnnxModel:
         return logits_NK, probabilities_NK
 
 
-def is_proven(model: OnnxModel, metrics: Path) -> bool:
-    """Whether stage `parity` has left word in the folder `metrics` that this very file computes what was evaluated."""
+def is_proven(model: OnnxModel, details: Path) -> bool:
+    """Return whether stage `parity` has recorded in `details` that this very file computes what was evaluated."""
     try:
-        report = json.loads((metrics / "parity.json").read_text(encoding="utf-8"))
+        report = json.loads((details / "parity.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     match report:

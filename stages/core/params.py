@@ -289,8 +289,15 @@ class Recipe(Section):
         return self
 
 
+class Unsure(Section):
+    """Targets on the validation split that set the confidence below which a prediction is unsure."""
+
+    risk: Share  # of the sure predictions, at most this share is wrong,
+    coverage: Share  # but at least this share of all predictions is sure
+
+
 class Train(Section):
-    sure_accuracy: Share  # of the validation images that the model is sure of; sets its `unsure_below`
+    unsure: Unsure
     processes: Annotated[int, Field(ge=1, le=1024)]  # on this machine; they share each batch
     cuda_graph: bool  # on CUDA, in one process: record the kernels up to the gradients once, launch them together
     # Modes of torch.compile, or none. YAML 1.1 reads `off` as false, and DVC writes it without quotes.
@@ -308,7 +315,7 @@ class Export(Section):
 class Parity(Section):
     batch_sizes: Annotated[list[BatchSize], Field(min_length=1, max_length=100)]
     noise_images: Annotated[int, Field(gt=0, le=10_000)]  # they are one batch
-    max_abs_diff: Annotated[float, Field(ge=0, le=1)]
+    max_abs_diff: Annotated[float, Field(gt=0, le=1)]
 
 
 class Params(Section):

@@ -9,22 +9,23 @@ from rich.table import Table
 from stages.core.errors import UserError, reported
 
 EVALUATION = Path("artifacts/metrics/evaluation.json")
-PARITY = Path("artifacts/metrics/parity.json")
+INTERVAL = Path("artifacts/details/evaluation.json")
+PARITY = Path("artifacts/details/parity.json")
 REPORT = Path("artifacts/report/index.html")
 
 
 def read(path: Path, *names: str) -> list[float]:
-    """The named metrics in a JSON file."""
+    """Return the named figures of a JSON file."""
     try:
-        metrics = json.loads(path.read_text())
-        return [metrics[name] for name in names]
+        figures = json.loads(path.read_text())
+        return [figures[name] for name in names]
     except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"{path} holds no metrics of this pipeline ({error}); `dvc repro --force` makes them") from None
+        raise UserError(f"{path} holds no figures of this pipeline ({error}); `dvc repro --force` makes them") from None
 
 
 def tabulate() -> Table:
-    names = ("accuracy", "accuracy_low", "accuracy_high", "recall", "f1")
-    accuracy, low, high, recall, f1 = read(EVALUATION, *names)
+    accuracy, recall, f1 = read(EVALUATION, "accuracy", "recall", "f1")
+    low, high = read(INTERVAL, "accuracy_low", "accuracy_high")
     agreement, images, difference = read(PARITY, "label_agreement", "num_images", "max_abs_diff")
     table = Table("", "", show_header=False)
     table.add_row("accuracy", f"{accuracy:.2%}  (95 %: {low:.2%} to {high:.2%})")
@@ -37,9 +38,9 @@ def tabulate() -> Table:
 
 
 def main() -> None:
-    missing = [str(path) for path in (EVALUATION, PARITY) if not path.exists()]
+    missing = [str(path) for path in (EVALUATION, INTERVAL, PARITY) if not path.exists()]
     if missing:
-        raise UserError(f"{' and '.join(missing)} not found: run the pipeline first, with `make run`")
+        raise UserError(f"{', '.join(missing)} not found: run the pipeline first, with `make run`")
     Console().print(tabulate())
 
 

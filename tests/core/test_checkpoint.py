@@ -21,7 +21,7 @@ SMALL = RECIPES["convnet"].model_copy(
 
 def make_manifest(settings: Recipe, recipe: str = "convnet") -> Manifest:
     return Manifest(
-        format=2,
+        format=3,
         recipe=recipe,
         settings=settings,
         dataset="tiny",
@@ -32,16 +32,18 @@ def make_manifest(settings: Recipe, recipe: str = "convnet") -> Manifest:
         data_sha256="0" * 64,
         trained_on="1 x a processor, float32",
         epoch=3,
+        temperature=0.5,
         unsure_below=0.75,
+        unsure_by="risk",
     )
 
 
 def make_weights(manifest: Manifest) -> dict[str, Tensor]:
     torch.manual_seed(1)
-    model = build(manifest)
-    # a pass in training mode moves the batch norms' statistics off their defaults
-    model.train()(torch.randn((8, *manifest.image_shape)))
-    return model.state_dict()
+    network = build(manifest).network
+    # A pass in training mode moves the batch norms' statistics off their defaults.
+    network.train()(torch.randn((8, *manifest.image_shape)))
+    return network.state_dict()
 
 
 def make_content() -> dict[str, Any]:
@@ -60,10 +62,10 @@ def test_round_trip(tmp_path: Path, recipe: str) -> None:
     loaded, found = load_checkpoint(path)
     assert found == manifest
     assert not loaded.training
-    original = build(manifest).eval()
+    original = build(manifest).network.eval()
     original.load_state_dict(weights)
     images = torch.randn((5, 1, 28, 28), generator=torch.Generator().manual_seed(2))
-    assert torch.equal(loaded(images), original(images))
+    assert torch.equal(loaded(images), original(images) / manifest.temperature)
 
 
 def test_the_file_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +80,7 @@ def test_the_file_alone_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     loaded, found = load_checkpoint(Path("../model.pt"))
     assert found == manifest
     assert loaded(torch.zeros((1, 1, 28, 28))).shape == (1, 2)
-    assert all(torch.equal(weights[name], weight) for name, weight in loaded.state_dict().items())
+    assert all(torch.equal(weights[name], weight) for name, weight in loaded.network.state_dict().items())
 
 
 def test_no_code_in_the_file(tmp_path: Path) -> None:
@@ -87,7 +89,7 @@ def test_no_code_in_the_file(tmp_path: Path) -> None:
     save_checkpoint(path, manifest, make_weights(manifest))
     content = torch.load(path, weights_only=True)
     assert content["manifest"]["epoch"] == 3
-    assert set(content["weights"]) == set(build(manifest).state_dict())
+    assert set(content["weights"]) == set(build(manifest).network.state_dict())
 
 
 class RunsCode:
@@ -178,7 +180,9 @@ def test_damaged_text_is_refused(tmp_path: Path) -> None:
     ("change", "told"),
     [
         ({"optimiser": "sgd"}, "optimiser"),
-        ({"format": 1}, "format"),
+        ({"format": 2}, "format"),
+        ({"temperature": 0.0}, "temperature"),
+        ({"unsure_by": "chance"}, "unsure_by"),
         ({"epoch": "3"}, "epoch"),
         ({"mean": float("nan")}, "mean"),
         ({"data_sha256": "none"}, "data_sha256"),

@@ -92,7 +92,7 @@ WRONG = [
     ("evaluate.batch_size", 0, "input should be greater than 0"),
     ("export.opset", 17, "input should be greater than or equal to 18"),
     ("export.opset", 24, "input should be less than or equal to 23"),
-    ("parity.max_abs_diff", -1e-9, "input should be greater than or equal to 0"),
+    ("parity.max_abs_diff", 0, "input should be greater than 0"),
     ("recipes.article.optimizer.lr", 0.0, "input should be greater than 0"),
     ("recipes.article.optimizer.momentum", 1.0, "input should be less than 1"),
     ("recipes.article.model.hidden.0", -2, "input should be greater than 0"),

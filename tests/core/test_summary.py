@@ -6,14 +6,8 @@ import pytest
 from stages.core import summary
 from stages.core.errors import UserError
 
-EVALUATION = {
-    "accuracy": 0.99456,
-    "accuracy_low": 0.9929,
-    "accuracy_high": 0.99583,
-    "precision": 0.25,
-    "recall": 0.99432,
-    "f1": 0.99418,
-}
+EVALUATION = {"accuracy": 0.99456, "precision": 0.25, "recall": 0.99432, "f1": 0.99418}
+INTERVAL = {"accuracy_low": 0.9929, "accuracy_high": 0.99583}
 PARITY = {"max_abs_diff": 1.53e-5, "label_agreement": 0.9999, "num_images": 10_000}
 
 
@@ -45,6 +39,7 @@ EXPECTED = [
 
 def test_main_prints_the_last_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(summary.EVALUATION, EVALUATION)
+    write(summary.INTERVAL, INTERVAL)
     write(summary.PARITY, PARITY)
     summary.main()
     assert cells(capsys.readouterr().out) == EXPECTED
@@ -54,17 +49,20 @@ def test_main_prints_the_last_run(folder: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_missing_metrics_are_named(folder: Path) -> None:
-    both = r"^artifacts/metrics/evaluation\.json and artifacts/metrics/parity\.json not found: run the pipeline first"
-    with pytest.raises(UserError, match=both):
+    paths = r"artifacts/metrics/evaluation\.json, artifacts/details/evaluation\.json, artifacts/details/parity\.json"
+    with pytest.raises(UserError, match=f"^{paths} not found: run the pipeline first"):
         summary.main()
     write(summary.EVALUATION, EVALUATION)
-    with pytest.raises(UserError, match=r"^artifacts/metrics/parity\.json not found: .* with `make run`$"):
+    write(summary.INTERVAL, INTERVAL)
+    with pytest.raises(UserError, match=r"^artifacts/details/parity\.json not found: .* with `make run`$"):
         summary.main()
 
 
 @pytest.mark.parametrize("content", ["<<<<<<< HEAD\n{}\n", "{}"], ids=["merge conflict", "no keys"])
 def test_damaged_metrics_are_named(folder: Path, content: str) -> None:
     write(summary.EVALUATION, EVALUATION)
+    write(summary.INTERVAL, INTERVAL)
+    write(summary.PARITY, {})
     summary.PARITY.write_text(content)
-    with pytest.raises(UserError, match=r"artifacts/metrics/parity\.json"):
+    with pytest.raises(UserError, match=r"artifacts/details/parity\.json"):
         summary.main()

@@ -126,7 +126,7 @@ def test_more_threads(faults: Faults, finished: Path, copied: Path) -> None:
     with faults.tried("environment: another number of threads"):
         ended = run(copied, "normalize", partial(torch.set_num_threads, 3))
         assert ended.status == 0, ended.output
-        assert "3 threads" in (copied / normalize.METRICS).read_text()
+        assert "3 threads" in (copied / normalize.DETAILS).read_text()
         assert contents(copied, normalize.NORMALIZED) == contents(finished, normalize.NORMALIZED)
         # which does not make the model one of other data
         assert run(copied, "evaluate").status == 0

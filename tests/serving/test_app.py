@@ -231,7 +231,7 @@ def test_facts_of_the_model(tmp_path: Path) -> None:
 
 
 def test_whether_the_model_is_proven(tmp_path: Path) -> None:
-    report = tmp_path / "artifacts/metrics/parity.json"
+    report = tmp_path / "artifacts/details/parity.json"
     report.parent.mkdir(parents=True)
     with serving(tmp_path) as service:
 
