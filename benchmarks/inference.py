@@ -34,8 +34,8 @@ def contenders(recipe: str, batch: int, threads: int, folder: Path) -> dict[str,
     torch.manual_seed(1)
     settings, classes = knobs.recipes[recipe], knobs.datasets["mnist"].classes
     manifest = Manifest(
-        format=2, recipe=recipe, settings=settings, dataset="mnist", classes=classes, image_shape=(1, 28, 28),
-        mean=0.5, std=0.5, data_sha256="0" * 64, trained_on="nothing", epoch=1, unsure_below=0.5,
+        format=3, recipe=recipe, settings=settings, dataset="mnist", classes=classes, image_shape=(1, 28, 28),
+        centre_ink=True, mean=0.5, std=0.5, data_sha256="0" * 64, trained_on="nothing", epoch=1, unsure_below=0.5,
     )  # fmt: skip
     model = build_model(settings.model, (1, 28, 28), len(classes)).eval()
     path = folder / f"{recipe}.onnx"

@@ -429,12 +429,13 @@ def save(
     device = pick_device(knobs.device)
     logits_NK = infer(model, validation, device, ASSESSED)
     manifest = Manifest(
-        format=2,
+        format=3,
         recipe=knobs.recipe,
         settings=knobs.chosen_recipe,
         dataset=knobs.dataset,
         classes=knobs.chosen_dataset.classes,
         image_shape=image_shape,
+        centre_ink=knobs.chosen_dataset.centre_ink,
         mean=knobs.normalize.mean,
         std=knobs.normalize.std,
         data_sha256=data_sha256,

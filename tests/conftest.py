@@ -46,7 +46,8 @@ def tiny_params(idx: Path) -> dict[str, Any]:
     """The project's params.yaml, turned to the data set in `idx` and to seconds of work."""
     params: dict[str, Any] = YAML(typ="safe").load(PROJECT / "params.yaml")
     sums = {field: hashlib.sha256((idx / name).read_bytes()).hexdigest() for field, name in FILES.items()}
-    params["datasets"]["tiny"] = {"classes": CLASSES, "sha256": sums, "sources": [{"kind": "url", "url": str(idx)}]}
+    sources = [{"kind": "url", "url": str(idx)}]
+    params["datasets"]["tiny"] = {"classes": CLASSES, "centre_ink": False, "sha256": sums, "sources": sources}
     params["dataset"], params["device"] = "tiny", "cpu"
     params["normalize"]["validation"] = 50
     params["parity"]["batch_sizes"] = [1, 7, 100]

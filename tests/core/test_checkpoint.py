@@ -21,12 +21,13 @@ SMALL = RECIPES["convnet"].model_copy(
 
 def make_manifest(settings: Recipe, recipe: str = "convnet") -> Manifest:
     return Manifest(
-        format=2,
+        format=3,
         recipe=recipe,
         settings=settings,
         dataset="tiny",
         classes=CLASSES,
         image_shape=(1, 28, 28),
+        centre_ink=False,
         mean=0.25,
         std=0.5,
         data_sha256="0" * 64,
