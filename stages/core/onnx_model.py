@@ -59,7 +59,9 @@ class OnnxModel:
         try:
             self.classes, self.unsure_below, self.centre_ink = read_metadata(self.metadata)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} was not written by stage 'export' of this version: in its metadata, {error}") from None
+            raise UserError(
+                f"{path} was not written by stage 'export' of this version: in its metadata, {error}"
+            ) from None
         self.image_shape = read_shape(*signature, len(self.classes), path)
 
     def run(self, images_NCHW: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
