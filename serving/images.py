@@ -35,9 +35,9 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 def decode(content: bytes, source: str) -> NDArray[np.uint8]:
     """Return the grey levels [H, W] of a picture file (luma of ITU-R BT.601), upright; of an animation the first frame.
 
-    What is transparent lies on white, or on black where white would leave nothing to be seen. Raises `UserError` that
-    names `source` where this is no file of `FORMATS`, is damaged or has more than `MAX_PIXELS`, which is known from its
-    header before anything is decoded.
+    What is transparent lies on white; on black if less than half of the picture is opaque and that is light, or if
+    white leaves nothing to be seen. Raises `UserError` that names `source` where this is no file of `FORMATS`, is
+    damaged or has more than `MAX_PIXELS`, which is known from its header before anything is decoded.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
@@ -63,7 +63,7 @@ def to_grey(picture: Image.Image) -> NDArray[np.uint8]:
         levels_HW = np.asarray(picture)
         grey = Image.fromarray(to_8_bits(levels_HW))
         if "transparency" in picture.info:
-            alpha = Image.fromarray(levels_HW != picture.info["transparency"])
+            alpha = Image.fromarray((levels_HW != picture.info["transparency"]) * np.uint8(255))
     else:
         if picture.has_transparency_data:
             picture = picture.convert("RGBA")
@@ -74,7 +74,9 @@ def to_grey(picture: Image.Image) -> NDArray[np.uint8]:
     on_white, on_black = (
         np.array(Image.composite(grey, Image.new("L", grey.size, paper), alpha)) for paper in ("white", "black")
     )
-    return on_white if np.ptp(on_white) >= MIN_CONTRAST else on_black
+    opacity = np.asarray(alpha).mean()
+    light_ink = opacity < 128 and on_black.mean() > opacity / 2
+    return on_black if light_ink or np.ptp(on_white) < MIN_CONTRAST else on_white
 
 
 def to_8_bits(levels_HW: NDArray[Any]) -> NDArray[np.uint8]:
