@@ -104,9 +104,8 @@ def own_service(tmp_path: Path) -> Iterator[Service]:
         yield running
 
 
-@pytest.fixture
-def places_model(tmp_path: Path) -> Path:
-    """A model that knows which third of an image, 20 pixels wide and 30 high, is the lightest."""
+def write_places_model(path: Path) -> Path:
+    """Write a model that knows which third of an image, 20 pixels wide and 30 high, is the lightest."""
     weight = np.zeros((30, 20, 3), np.float32)
     for place in range(3):
         weight[10 * place : 10 * place + 10, :, place] = 1e-3
@@ -126,8 +125,8 @@ def places_model(tmp_path: Path) -> Path:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     about = {"classes": json.dumps(PLACES), "unsure_below": "0.5", "centre_ink": "false"}
     helper.set_model_props(model, about | {"recipe": "by hand", "dataset": "bars"})
-    onnx.save(model, tmp_path / "places.onnx")
-    return tmp_path / "places.onnx"
+    onnx.save(model, path)
+    return path
 
 
 def bar(place: int) -> NDArray[np.uint8]:

@@ -26,10 +26,21 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image, ImageDraw
 
-from serving import app
+from serving import app, body
 from stages.core.onnx_model import OnnxModel
 from tests.conftest import PROJECT, Clone, wait_for
-from tests.serving.conftest import DIGITS, Service, altered, serving, set_metadata, start
+from tests.serving.conftest import (
+    DIGITS,
+    PLACES,
+    Service,
+    altered,
+    bar,
+    enlarged,
+    serving,
+    set_metadata,
+    start,
+    write_places_model,
+)
 
 FORM, JSON = "multipart/form-data; boundary=x", "application/json"
 EXTENT = ["--max-examples", "40", "--generation-deterministic"]
@@ -350,6 +361,20 @@ def test_the_page_allows_what_stands_in_it_and_nothing_else(service: Service) ->
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
+def test_what_is_not_ink_is_neither_moved_nor_inverted(tmp_path: Path) -> None:
+    model = OnnxModel(write_places_model(tmp_path / "places.onnx"))
+    for place, label in enumerate(PLACES):
+        for light in (0, 60):
+            small = bar(place) + np.uint8(light)
+            answers = [
+                app.answer(model, body.Body(encoded(Image.fromarray(image)), "image/png", None), True).predictions[0]
+                for image in (small, enlarged(small))
+            ]
+            assert [answer.label for answer in answers] == [label, label]
+            assert answers[0] == answers[1]
+            assert answers[0].image == small.tolist()
+
+
 def test_facts_of_the_model(tmp_path: Path) -> None:
     folder = tmp_path / "artifacts/metrics"
     with serving(tmp_path) as service:
@@ -357,7 +382,7 @@ def test_facts_of_the_model(tmp_path: Path) -> None:
         assert facts["metrics"] == {}
         assert (facts["sha256"], facts["classes"]) == (model.sha256, model.classes)
         assert (facts["unsure_below"], facts["image_shape"]) == (model.unsure_below, [1, 28, 28])
-        assert (facts["recipe"], facts["dataset"]) == ("convnet", "mnist")
+        assert (facts["recipe"], facts["dataset"], facts["centre_ink"]) == ("convnet", "mnist", True)
         assert facts["data_sha256"] == model.metadata["data_sha256"]
         assert facts["operators"]["Conv"] == 3
         folder.mkdir()
