@@ -103,9 +103,7 @@ def test_what_is_no_users_picture_is_counted_and_not_read(tmp_path: Path) -> Non
         (folder / name).write_text("no image that is read")
     summary = batch.predict_folder(folder, tmp_path / "out", DIGITS, 16, lambda *_: None)
     assert pl.read_parquet(summary.table)["file"].to_list() == ["a.png"]
-    expected = (
-        "4 other files skipped (1.txt, 2.svg, in/3.pdf, ...), 5 hidden files or folders"
-    )
+    expected = "4 other files skipped (1.txt, 2.svg, in/3.pdf, ...), 5 hidden files or folders"
     assert expected in sentence(summary)
     assert batch.predict_folder(folder / ".hidden.png", tmp_path / "one", DIGITS, 16, lambda *_: None).images == 1
 
