@@ -266,7 +266,11 @@ def test_a_client_that_does_not_read_its_answer_is_left(tmp_path: Path) -> None:
     with serving(tmp_path, limits="connections.HEAD_S = 2") as service:
         content = in_json({"images": [[[0, 255] * 14] * 28] * 256})
         head = b"POST /predict?images=true HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: "
-        with connect(service, head + f"{len(content)}\r\n\r\n".encode() + content) as deaf:
+        host, port = service.url.removeprefix("http://").split(":")
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect((host, int(port)))
+            deaf.sendall(head + f"{len(content)}\r\n\r\n".encode() + content)
             process = psutil.Process(service.process.pid)
 
             def connected() -> bool:
