@@ -35,7 +35,7 @@ def contenders(recipe: str, batch: int, threads: int, folder: Path) -> dict[str,
     settings, classes = knobs.recipes[recipe], knobs.datasets["mnist"].classes
     manifest = Manifest(
         format=3, recipe=recipe, settings=settings, dataset="mnist", classes=classes, image_shape=(1, 28, 28),
-        mean=0.5, std=0.5, data_sha256="0" * 64, trained_on="nothing", epoch=1, temperature=1.0,
+        centre_ink=True, mean=0.5, std=0.5, data_sha256="0" * 64, trained_on="nothing", epoch=1, temperature=1.0,
         unsure_below=0.5, unsure_by="risk",
     )  # fmt: skip
     model = build_model(settings.model, (1, 28, 28), len(classes)).eval()

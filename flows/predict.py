@@ -14,18 +14,23 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from serving.batch import Summary, predict_folder
+from serving.batch import Summary, describe_rest, predict_folder
 from stages.core.errors import UserError, reported
 
 MODEL = "artifacts/onnx/model.onnx"
 OUTPUT = Path("artifacts/predictions")
 BATCH_SIZE = 256
 EPILOG = """\
-read are, in the folder and all below it, by suffix or content:
-  PNG, JPEG                of any size, colored or grey, dark on light or light on dark
-  IDX (also gzipped)       of 3-D bytes, as MNIST's images come
-  .npy                     uint8 [H, W], [N, H, W], [H, W, 3] or [N, H, W, 3]
-other files are skipped and counted; a damaged image becomes a row with its error.
+read are, in the folder and all below it, by content whatever the suffix:
+  PNG, JPEG, WebP, GIF, BMP, TIFF   of any size, colored or grey; of an animation the first frame
+  IDX (also gzipped)                of 3-D bytes, as MNIST's images come
+  .npy                              uint8 [H, W], [N, H, W], [H, W, 3] or [N, H, W, 3]
+Other files are skipped, counted, and the first of them named; hidden ones (.*, __MACOSX, Thumbs.db) are counted.
+An image that is damaged or blank becomes a row with its error.
+
+An image of another size than the model's is made to fit as the model's data set asks (`centre_ink` in params.yaml):
+for drawings such as MNIST's, dark on light or light on dark, what is drawn is scaled and centred as MNIST's digits
+were; for all others the whole image is resized, and its grey levels are taken as they are, never inverted.
 
 written are predictions.parquet and predictions.csv: file, index (of the image within the file), label, confidence, a
 probability for each class, unsure (less confident than the threshold chosen on validation images), error.
@@ -71,7 +76,7 @@ def sentence(summary: Summary) -> str:
     unproven = "" if summary.proven else "; the model is not proven, `make run` does that"
     return (
         f"{summary.images:,} images{resumed}; {summary.unsure:,} unsure, {summary.errors:,} errors,"
-        f" {summary.skipped:,} other files skipped; see {summary.table}{unproven}"
+        f" {describe_rest(summary.survey)}; see {summary.table}{unproven}"
     )
 
 

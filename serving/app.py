@@ -35,13 +35,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving import body
+from serving.connections import Connection
 from serving.live_model import LiveModel
 from stages.core.errors import UserError, reported
 from stages.core.onnx_model import DETAILS, METRICS, OnnxModel, is_proven
 
 ONNX = Path("artifacts/onnx/model.onnx")
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-CONNECTIONS = 64  # at once; others get 503: each may send a body as large as is allowed
 GRACE_S = 5  # for requests under way when the service ends
 
 REQUESTS = Counter("requests", "Requests by path and status", ["path", "status"])
@@ -63,9 +63,7 @@ class Prediction(BaseModel):
     confidence: Annotated[float, Field(ge=0, le=1, description="the label's probability")]
     probabilities: Annotated[dict[str, float], Field(description="by class")]
     unsure: Annotated[bool, Field(description="whether the confidence is below the model's `unsure_below`")]
-    image: Annotated[
-        list[list[int]] | None, Field(description="what the model was given: rows of grey levels, white on black")
-    ] = None
+    image: Annotated[list[list[int]] | None, Field(description="what the model was given: rows of grey levels")] = None
 
 
 class Answer(BaseModel):
@@ -92,6 +90,7 @@ class ModelFacts(BaseModel):
     data_sha256: Annotated[str | None, Field(description="of the normalized data it was trained on")]
     classes: list[str]
     image_shape: Annotated[list[int], Field(description="planes, height, width")]
+    centre_ink: Annotated[bool, Field(description="whether pictures of another size are centred by their ink")]
     unsure_below: Annotated[float, Field(description="a prediction of less confidence is unsure")]
     operators: Annotated[dict[str, int], Field(description="how many ONNX nodes there are of each kind")]
     proven: Annotated[bool, Field(description=PROVEN)]
@@ -107,19 +106,21 @@ def live_model(request: Request) -> LiveModel:
     "/predict",
     summary="Classify images",
     response_model_exclude_none=True,
-    responses={status: {"model": Problem} for status in (400, 413, 415, 422)},
+    responses={status: {"model": Problem} for status in (400, 408, 413, 415, 422, 503)},
 )
 async def predict(
     request: Request, images: Annotated[bool, Query(description="answer what the model was given, too")] = False
 ) -> Answer:
-    """Pictures (PNG or JPEG, any size, light on dark or dark on light) are made to fit: what is drawn is scaled and
-    centred by its mass, as MNIST's digits were. Pixels in JSON are taken as they are."""
-    content = await body.read(request)
-    return await to_thread.run_sync(answer, live_model(request).model, content, images)
+    """Pictures (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size are made to fit. If the model's `centre_ink` is true,
+    light on dark and dark on light are the same, and what is drawn is scaled and centred by its mass, as MNIST's digits
+    were. If not, the whole picture is resized, and its grey levels are taken as they are, never inverted. Pixels in
+    JSON are always taken as they are. A blank image is refused, for there is nothing to classify."""
+    async with body.received(request, request.app.state.room) as content:
+        return await to_thread.run_sync(answer, live_model(request).model, content, images)
 
 
 def answer(model: OnnxModel, content: body.Body, with_images: bool) -> Answer:
-    images_NHW = body.to_images(content, *model.image_shape[1:])
+    images_NHW = body.to_images(content, *model.image_shape[1:], centre_ink=model.centre_ink)
     _, probabilities_NK = model.run(images_NHW[:, None])
     predictions = []
     for image_HW, probabilities_K in zip(images_NHW, probabilities_NK, strict=True):
@@ -149,6 +150,7 @@ async def facts(request: Request) -> ModelFacts:
         data_sha256=model.metadata.get("data_sha256"),
         classes=model.classes,
         image_shape=list(model.image_shape),
+        centre_ink=model.centre_ink,
         unsure_below=model.unsure_below,
         operators=model.operators,
         proven=is_proven(model, DETAILS),
@@ -219,7 +221,7 @@ async def openapi(request: Request) -> dict[str, Any]:
 
 
 class Measured:
-    """Count the requests and their seconds; paths that do not exist are counted as one."""
+    """Count the requests and their seconds; paths that do not exist are counted as one. HEAD is answered like GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -228,6 +230,8 @@ class Measured:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":  # uvicorn leaves out the content
+            scope = {**scope, "method": "GET"}
         status, started = 500, time.perf_counter()
 
         async def noted(message: Message) -> None:
@@ -238,6 +242,8 @@ class Measured:
 
         try:
             await self.app(scope, receive, noted)
+        except asyncio.CancelledError:  # the service ends, and has waited for `GRACE_S`
+            await JSONResponse({"detail": "the service ends"}, 503)(scope, receive, noted)
         finally:
             path = getattr(scope.get("route"), "path", "none")
             REQUESTS.labels(path, status).inc()
@@ -279,7 +285,7 @@ def build(live: LiveModel, url: str) -> FastAPI:
         lifespan=lifespan,
         exception_handlers=dict.fromkeys((UserError, RequestValidationError, ClientDisconnect), refuse),
     )
-    app.state.live, app.state.url = live, url
+    app.state.live, app.state.url, app.state.room = live, url, body.Room()
     app.add_middleware(Measured)
     app.include_router(router)
     return app
@@ -317,8 +323,9 @@ def main() -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
-            log_level="warning",
-            limit_concurrency=CONNECTIONS,
+            log_level="error",  # its warnings are of what clients do, a line for each time that they do it
+            http=Connection,
+            ws="none",
             access_log=False,  # a query may hold what is secret; /metrics counts
             server_header=False,
             headers=[("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer")],

@@ -24,12 +24,15 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.images import MAX_PIXELS, decode, fit, white_on_black
+from serving.images import BLANK, FORMATS, MAX_PIXELS, SIGNATURES, decode, fit
 from stages.core.artifacts import locked, remove, replacing, write_json, write_table
 from stages.core.errors import UserError
 from stages.core.onnx_model import DETAILS, OnnxModel, is_proven
 
-PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+READ = f"{', '.join(FORMATS)}, IDX and .npy"
+HIDDEN = ("__MACOSX", "Thumbs.db")  # put there by macOS and Windows, as are names that begin with a dot
+EXAMPLES = 3
 MAX_BYTES = 8 * MAX_PIXELS  # of a picture's file: PNG has at most 8 bytes a pixel
 MAX_BATCH = 65536
 CHUNKS = 64  # of them make a part, what a killed run loses at most
@@ -39,17 +42,19 @@ AHEAD = 2  # chunks for each thread that are read and not yet answered
 
 
 class Source(NamedTuple):
-    """A file with images; `error` tells why it cannot be read, and stands for its one row."""
+    """Hold a file and what was recognized in it; `error` says why it cannot be read, and makes its one row."""
 
     path: Path
     name: str
-    kind: Literal["picture", "idx", "npy"]
-    shape: tuple[int, ...]  # of idx and npy: N, H, W and perhaps 3 colors
+    kind: Literal["picture", "idx", "npy", "other", "hidden"]
+    shape: tuple[int, ...] = ()  # of idx and npy: N, H, W and perhaps 3 colors
     error: str | None = None
 
     @property
     def images(self) -> int:
-        return 1 if self.kind == "picture" or self.error else self.shape[0]
+        if self.kind in ("idx", "npy"):
+            return self.shape[0]
+        return int(self.kind == "picture")
 
 
 class Chunk(NamedTuple):
@@ -62,10 +67,18 @@ class Chunk(NamedTuple):
     error: str | None = None
 
 
+class Survey(NamedTuple):
+    key: str  # changes with the model and with anything that is read
+    images: int
+    skipped: int  # files that hold no images
+    examples: list[str]  # names of the first of them
+    hidden: int  # files and folders that are no user's pictures
+
+
 class Summary(NamedTuple):
     table: Path
     images: int
-    skipped: int  # files that hold no images
+    survey: Survey
     errors: int
     unsure: int
     by_class: dict[str, int]
@@ -95,46 +108,46 @@ def schema(classes: list[str]) -> pa.DataFrameSchema:
     )
 
 
-def files_under(given: Path) -> Iterator[tuple[Path, str]]:
-    """Every regular file with its name relative to the folder, in a stable order; of a file itself, its own."""
+def sources_under(given: Path) -> Iterator[Source]:
+    """Yield every regular file in a stable order, and each hidden file or folder as one, named relative to `given`."""
     if given.is_file():
-        yield given, printable(given.name)
+        yield recognize(given, printable(given.name))
         return
 
     def give_up(error: OSError) -> None:
         raise error
 
     for folder, folders, names in os.walk(given, onerror=give_up):
-        folders.sort()
-        for name in sorted(names):
+        hidden = {name for name in (*folders, *names) if name.startswith(".") or name in HIDDEN}
+        folders[:] = sorted(set(folders) - hidden)
+        for name in sorted({*names} | hidden):
             path = Path(folder, name)
-            if path.is_file():  # neither a pipe nor a dangling link
-                yield path, printable(path.relative_to(given).as_posix())
+            relative = printable(path.relative_to(given).as_posix())
+            if name in hidden:
+                yield Source(path, relative, "hidden")
+            elif path.is_file():  # neither a pipe nor a dangling link
+                yield recognize(path, relative)
 
 
 def printable(name: str) -> str:
-    """A file's name without the bytes that are no UTF-8, which a table cannot hold."""
+    """Return a file's name without the bytes that are no UTF-8, which a table cannot hold."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def sources_under(given: Path) -> Iterator[Source | None]:
-    """Each file's images; None for a file that is none of PNG, JPEG, IDX or .npy."""
-    for path, name in files_under(given):
-        try:
-            yield recognize(path, name)
-        except BROKEN as error:
-            yield Source(path, name, "picture", (), f"{name} cannot be read: {error}")
+def recognize(path: Path, name: str) -> Source:
+    try:
+        return recognize_content(path, name)
+    except BROKEN as error:
+        return Source(path, name, "picture", error=f"{name} cannot be read: {error}")
 
 
-def recognize(path: Path, name: str) -> Source | None:
-    """By suffix, for a damaged picture is one, too, and else by the first bytes."""
-    suffix = path.suffix.lower()
-    if suffix in PICTURES:
-        return Source(path, name, "picture", ())
+def recognize_content(path: Path, name: str) -> Source:
+    """Tell a file's kind by its first bytes; the suffix tells only what a damaged file was meant to be."""
     with path.open("rb") as file:
-        magic = file.read(8)
-    if magic.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):
-        return Source(path, name, "picture", ())
+        magic = file.read(16)
+    if SIGNATURES.match(magic):
+        return Source(path, name, "picture")
+    suffix = path.suffix.lower()
     if suffix == ".npy" or magic.startswith(b"\x93NUMPY"):
         array = load_array(path)
         shape = array.shape if array.ndim > 2 and array.shape[2:] != (3,) else (1, *array.shape)
@@ -147,7 +160,7 @@ def recognize(path: Path, name: str) -> Source | None:
         return Source(path, name, "npy", shape)
     if magic.startswith((b"\x1f\x8b", b"\0\0\x08\x03")):
         return recognize_idx(path, name, zipped=magic.startswith(b"\x1f\x8b"))
-    return None
+    return Source(path, name, "picture" if suffix in PICTURES else "other")
 
 
 def load_array(path: Path) -> NDArray[Any]:
@@ -160,12 +173,12 @@ def load_array(path: Path) -> NDArray[Any]:
         raise ValueError(f"it is no .npy file: {error}") from error
 
 
-def recognize_idx(path: Path, name: str, *, zipped: bool) -> Source | None:
-    """Of gzip files those with IDX images inside."""
+def recognize_idx(path: Path, name: str, *, zipped: bool) -> Source:
+    """Recognize IDX images; other files that are gzipped have none."""
     with opened(path) as file:
         header = file.read(16)
     if not header.startswith(b"\0\0\x08\x03"):
-        return None
+        return Source(path, name, "other")
     if len(header) < 16:
         raise ValueError(f"it is truncated: {len(header)} bytes, the header alone takes 16")
     count, height, width = struct.unpack(">3I", header[4:])
@@ -188,7 +201,7 @@ def chunks_of(given: Path, batch_size: int, skip: int) -> Iterator[Chunk]:
     """All images in order, without the first `skip` chunks; the borders depend on the sources alone."""
     number, pictures = 0, list[Source]()
     for source in sources_under(given):
-        if source is None:
+        if not source.images:
             continue
         picture = source.kind == "picture" and not source.error
         if picture:
@@ -249,16 +262,22 @@ def answer(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
     if chunk.error:
         errors = [chunk.error]
     elif chunk.pixels is not None:
-        images_NHW = to_grey(chunk.pixels)
-        same = images_NHW.shape[1:] == (height, width)
-        images = list(white_on_black(images_NHW) if same else (fit(image, height, width) for image in images_NHW))
-        errors = [None] * len(images)
+        images_NHW, blank_N = fit(to_grey(chunk.pixels), height, width, centre_ink=model.centre_ink)
+        images = list(images_NHW[~blank_N])
+        name = chunk.sources[0].name
+        errors = [
+            f"image {index} of {name} {BLANK}" if blank else None for index, blank in enumerate(blank_N, chunk.start)
+        ]
     else:
         for source in chunk.sources:
             try:
                 if (size := source.path.stat().st_size) > MAX_BYTES:
                     raise UserError(f"{source.name} has {size:,} bytes, allowed are {MAX_BYTES:,}")
-                images.append(fit(decode(source.path.read_bytes(), source.name), height, width))
+                grey_HW = decode(source.path.read_bytes(), source.name)
+                (image_HW,), (blank,) = fit(grey_HW[None], height, width, centre_ink=model.centre_ink)
+                if blank:
+                    raise UserError(f"{source.name} {BLANK}")
+                images.append(image_HW)
                 errors.append(None)
             except (UserError, OSError) as error:
                 errors.append(str(error))
@@ -309,18 +328,21 @@ def ahead(
         yield first, future.result()
 
 
-def survey(given: Path, model: OnnxModel, batch_size: int) -> tuple[str, int, int]:
-    """The key of what is asked, the number of images, and of files without any."""
+def survey(given: Path, model: OnnxModel, batch_size: int) -> Survey:
     key = hashlib.sha256(f"{model.sha256} {batch_size} {CHUNKS}\n".encode())
-    images = skipped = 0
+    images = skipped = hidden = 0
+    examples: list[str] = []
     for source in sources_under(given):
-        if source is None:
+        if source.kind == "hidden":
+            hidden += 1
+        elif source.kind == "other":
             skipped += 1
-            continue
-        status = source.path.stat()
-        key.update(f"{source.name} {source.kind} {source.error} {status.st_size} {status.st_mtime_ns}\n".encode())
-        images += source.images
-    return key.hexdigest(), images, skipped
+            examples += [source.name] if skipped <= EXAMPLES else []
+        else:
+            status = source.path.stat()
+            key.update(f"{source.name} {source.kind} {source.error} {status.st_size} {status.st_mtime_ns}\n".encode())
+            images += source.images
+    return Survey(key.hexdigest(), images, skipped, examples, hidden)
 
 
 def predict_folder(
@@ -330,15 +352,16 @@ def predict_folder(
     if not 1 <= batch_size <= MAX_BATCH:
         raise UserError(f"batch size {batch_size}: allowed are 1 to {MAX_BATCH:,}")
     if not given.exists():
-        raise UserError(f"{given} not found: give a folder, or a PNG, JPEG, IDX or .npy file")
+        raise UserError(f"{given} not found: give a folder, or a file of {READ}")
     if not model_path.exists():
         raise UserError(f"{model_path} not found: `make run` makes it, --model names another one")
     model, mine = OnnxModel(model_path, threads=1), printable(str(given.resolve()))
     try:
         with locked(output / ".lock"):
-            key, images, skipped = survey(given, model, batch_size)
+            found = survey(given, model, batch_size)
+            key, images = found.key, found.images
             if images == 0:
-                raise UserError(f"{given} holds no images ({skipped:,} other files); read are PNG, JPEG, IDX and .npy")
+                raise UserError(f"{given} holds no images; {describe_rest(found)}; read are {READ}")
             parts = output / f"parts-{key[:16]}"
             done, finished = output / "predictions.json", 0
             known = read_known(done)
@@ -349,13 +372,20 @@ def predict_folder(
             else:
                 finished = write_parts(given, parts, model, batch_size, lambda n: on_progress(n, images))
                 write_tables(parts, output)
-                write_json({"of": mine, "key": key, "model": model.sha256, "images": images, "skipped": skipped}, done)
+                write_json({"of": mine, "model": model.sha256, **found._asdict()}, done)
                 for stale in output.glob("parts-*"):
                     remove(stale)
             on_progress(images, images)
     except BlockingIOError:
         raise UserError(f"another run is writing to {output}; --output names another folder") from None
-    return summarize(output / "predictions.parquet", skipped, finished, is_proven(model, DETAILS))
+    return summarize(output / "predictions.parquet", found, finished, is_proven(model, DETAILS))
+
+
+def describe_rest(found: Survey) -> str:
+    """Return a phrase on what was not read."""
+    examples = ", ".join(found.examples) + (", ..." if found.skipped > len(found.examples) else "")
+    named = f" ({examples})" if examples else ""
+    return f"{found.skipped:,} other files skipped{named}, {found.hidden:,} hidden files or folders"
 
 
 def read_known(path: Path) -> dict[str, Any]:
@@ -404,9 +434,9 @@ def write_tables(parts: Path, output: Path) -> None:
         table.sink_csv(partial)
 
 
-def summarize(table: Path, skipped: int, resumed: int, proven: bool) -> Summary:
+def summarize(table: Path, found: Survey, resumed: int, proven: bool) -> Summary:
     rows = pl.scan_parquet(table)
     counts = rows.select(pl.len(), pl.col("error").count().alias("errors"), pl.col("unsure").sum()).collect()
     images, errors, unsure = counts.row(0)
     by_class = rows.drop_nulls("label").group_by("label").len().sort("label").collect()
-    return Summary(table, images, skipped, errors, unsure, dict(by_class.iter_rows()), min(resumed, images), proven)
+    return Summary(table, images, found, errors, unsure, dict(by_class.iter_rows()), min(resumed, images), proven)

@@ -3,7 +3,10 @@
 Shape suffixes: N images, H x W pixels.
 """
 
+import asyncio
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -14,14 +17,17 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field as FormField
 from python_multipart.multipart import File, FormParser, parse_options_header
 
-from serving.images import decode, fit
+from serving.images import BLANK, FORMATS, decode, fit
 from stages.core.errors import UserError
 
 MAX_BODY = 16_000_000  # bytes
 MAX_READ = 3 * MAX_BODY  # bytes, before a longer body is refused: most clients look for an answer only after it
+MAX_HELD = 64 * MAX_BODY  # bytes of all requests under way together
+RETRY_S = 1  # after which a client that was refused for lack of room may ask again
 MAX_IMAGES = 256
 MAX_PIXELS = 50_000_000  # of all pictures together
-PICTURES = ("image/png", "image/jpeg")
+BODY_S = 30.0  # seconds in which a body must have arrived
+PICTURES = tuple(f"image/{name.lower()}" for name in FORMATS)
 FORM, JSON = "multipart/form-data", "application/json"
 FIELD = "files"
 
@@ -36,7 +42,7 @@ Image = Annotated[list[Row], FailFast()]
 
 
 class Pixels(BaseModel):
-    """Grey levels as the model takes them, white on black."""
+    """Hold grey levels as the model was trained on: MNIST's are white on black."""
 
     model_config = ConfigDict(extra="forbid")
     images: Annotated[list[Image], Field(min_length=1, max_length=MAX_IMAGES), FailFast()]
@@ -48,39 +54,67 @@ class Body(NamedTuple):
     boundary: bytes | None  # of a form
 
 
-async def read(request: Request) -> Body:
-    """The body of a kind that is allowed, until it is too long: what Content-Length says need not be true, or there.
+class Room:
+    """Count what may still be held; `HTTPException` for more."""
 
-    The connection ends with one that is refused, or an endless one would go on after the answer.
+    def __init__(self) -> None:
+        self.left = MAX_HELD
+
+    def take(self, size: int) -> None:
+        if size > self.left:
+            problem = f"too many requests are under way; try again in {RETRY_S} s"
+            raise HTTPException(503, problem, {"Retry-After": str(RETRY_S)})
+        self.left -= size
+
+
+@asynccontextmanager
+async def received(request: Request, room: Room) -> AsyncGenerator[Body]:
+    """Yield a body of a kind that is allowed; `HTTPException` where it is too long, takes too long or finds no room.
+
+    It takes as much of the room as has come, so that slow clients do not keep others out, and once complete the most
+    that it may take, so that no more requests wait for an answer than their clients have patience for. Its bytes are
+    counted, for what Content-Length says need not be true, or there. The connection ends with a body that is refused,
+    or an endless one would go on after the answer.
     """
     found, options = parse_options_header(request.headers.get("content-type"))
     kind = found.decode("latin-1")
     if kind not in (allowed := (*PICTURES, FORM, JSON)):
         problem = f"Content-Type is {kind or 'missing'!r}, allowed are {', '.join(allowed)}"
         raise HTTPException(415, problem, {"Connection": "close"})
-    content, size = bytearray(), 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size <= MAX_BODY:
-            content += piece
-        elif size > MAX_READ:
-            break
-    if size > MAX_BODY:
-        problem = f"the body has more than the {MAX_BODY:,} bytes that are allowed"
-        raise HTTPException(413, problem, {"Connection": "close"})
-    return Body(bytes(content), kind, options.get(b"boundary"))
+    content, size, taken = bytearray(), 0, 0
+    try:
+        try:
+            async with asyncio.timeout(BODY_S):
+                async for piece in request.stream():
+                    size += len(piece)
+                    if size <= MAX_BODY:
+                        room.take(len(piece))
+                        taken = size
+                        content += piece
+                    elif size > MAX_READ:
+                        break
+        except TimeoutError:
+            problem = f"the body has not come within the {BODY_S:g} s that are allowed"
+            raise HTTPException(408, problem, {"Connection": "close"}) from None
+        if size > MAX_BODY:
+            problem = f"the body has more than the {MAX_BODY:,} bytes that are allowed"
+            raise HTTPException(413, problem, {"Connection": "close"})
+        room.take(MAX_BODY - size)
+        taken = MAX_BODY
+        yield Body(bytes(content), kind, options.get(b"boundary"))
+    finally:
+        room.left += taken
 
 
-def to_images(body: Body, height: int, width: int) -> NDArray[np.uint8]:
-    """The images [N, H, W] in a body: pictures are made to fit, pixels in JSON taken as they are.
+def to_images(body: Body, height: int, width: int, *, centre_ink: bool) -> NDArray[np.uint8]:
+    """Return the images [N, H, W] in a body: pictures are made to fit, pixels in JSON taken as they are.
 
-    `HTTPException` says what is wrong with the request, `UserError` what with a picture in it.
+    `HTTPException` says what is wrong with the request, `UserError` what is wrong with a picture in it.
     """
     if body.kind == JSON:
         return parse_pixels(body.content, height, width)
-    if body.kind == FORM:
-        return fit_pictures(parse_form(body), height, width)
-    return fit_pictures([("the picture", body.content)], height, width)
+    files = parse_form(body) if body.kind == FORM else [("the picture", body.content)]
+    return fit_pictures(files, height, width, centre_ink=centre_ink)
 
 
 def parse_form(body: Body) -> list[tuple[str, bytes]]:
@@ -114,14 +148,17 @@ def parse_form(body: Body) -> list[tuple[str, bytes]]:
     return files
 
 
-def fit_pictures(files: list[tuple[str, bytes]], height: int, width: int) -> NDArray[np.uint8]:
+def fit_pictures(files: list[tuple[str, bytes]], height: int, width: int, *, centre_ink: bool) -> NDArray[np.uint8]:
     images, pixels = [], 0
     for name, content in files:
         grey_HW = decode(content, name)
         pixels += grey_HW.size
         if pixels > MAX_PIXELS:
             raise UserError(f"the pictures up to {name} have {pixels:,} pixels, allowed are {MAX_PIXELS:,} in all")
-        images.append(fit(grey_HW, height, width))
+        (image_HW,), (blank,) = fit(grey_HW[None], height, width, centre_ink=centre_ink)
+        if blank:
+            raise UserError(f"{name} {BLANK}")
+        images.append(image_HW)
     return np.stack(images)
 
 
@@ -137,11 +174,14 @@ def parse_pixels(content: bytes, height: int, width: int) -> NDArray[np.uint8]:
         if len(rows) != height or widths != {width}:
             found = f"{len(rows)} rows of {' or '.join(map(str, sorted(widths))) or 'no'} pixels"
             raise HTTPException(422, f"images.{index}: has {found}, allowed are {height} rows of {width} pixels")
-    return np.array(images, np.uint8)
+    images_NHW = np.array(images, np.uint8)
+    for index in np.flatnonzero(images_NHW.min(axis=(1, 2)) == images_NHW.max(axis=(1, 2))):
+        raise HTTPException(422, f"images.{index}: {BLANK}")
+    return images_NHW
 
 
 def describe(height: int, width: int) -> dict[str, Any]:
-    """All that in OpenAPI's words, for a model that takes images of this size."""
+    """Describe all that in OpenAPI's words, for a model that takes images of this size."""
     row = {
         "type": "array",
         "minItems": width,
@@ -153,7 +193,7 @@ def describe(height: int, width: int) -> dict[str, Any]:
         "minItems": height,
         "maxItems": height,
         "items": row,
-        "description": "rows of grey levels, white on black",
+        "description": "rows of grey levels as the model was trained on (MNIST: white on black), not all equal",
     }
     images = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": image}
     files = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": {"type": "string", "format": "binary"}}

@@ -65,6 +65,7 @@ def to_onnx(model: nn.Module, manifest: Manifest, opset: int) -> onnx.ModelProto
         "recipe": manifest.recipe,
         "dataset": manifest.dataset,
         "classes": json.dumps(manifest.classes),
+        "centre_ink": json.dumps(manifest.centre_ink),
         "data_sha256": manifest.data_sha256,
         "unsure_below": repr(manifest.unsure_below),
     }

@@ -451,6 +451,7 @@ def save(
         dataset=knobs.dataset,
         classes=knobs.chosen_dataset.classes,
         image_shape=image_shape,
+        centre_ink=knobs.chosen_dataset.centre_ink,
         mean=knobs.normalize.mean,
         std=knobs.normalize.std,
         data_sha256=data_sha256,

@@ -75,7 +75,8 @@ def tiny_params(idx: Path) -> dict[str, Any]:
     for field, name in FILES.items():
         split, kind = field.split("_")
         sums[split][kind] = hashlib.sha256((idx / name).read_bytes()).hexdigest()
-    params["datasets"]["tiny"] = {"classes": CLASSES, "sha256": sums, "sources": [{"kind": "url", "url": str(idx)}]}
+    sources = [{"kind": "url", "url": str(idx)}]
+    params["datasets"]["tiny"] = {"classes": CLASSES, "centre_ink": False, "sha256": sums, "sources": sources}
     params["dataset"], params["device"] = "tiny", "cpu"
     params["normalize"]["validation"] = 1 / 6
     params["parity"]["batch_sizes"] = [1, 7, 100]

@@ -73,6 +73,7 @@ def test_metadata(exported: Path, model: onnx.ModelProto) -> None:
     assert about == {
         "recipe": "convnet",
         "dataset": "tiny",
+        "centre_ink": "false",
         "data_sha256": manifest.data_sha256,
         "model_sha256": hashlib.sha256((exported / export.MODEL).read_bytes()).hexdigest(),
         "unsure_below": str(manifest.unsure_below),

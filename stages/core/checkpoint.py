@@ -20,12 +20,13 @@ from stages.core.params import Recipe, Section, Sha256, Share
 class Manifest(Section):
     """What a model is, beside its weights."""
 
-    format: Literal[3]  # other networks of the same shapes came before
+    format: Literal[3]  # earlier formats held fewer fields, or other networks of the same shapes
     recipe: str
     settings: Recipe
     dataset: str
     classes: list[str]
     image_shape: tuple[int, int, int]  # C, H, W
+    centre_ink: bool  # how a picture of another size becomes an image; see `fit` in serving/images.py
     mean: float  # pixel x in 0..255 enters as (x / 255 - mean) / std
     std: float
     data_sha256: Sha256  # of the tensors and their summary, as stage normalize wrote them

@@ -34,6 +34,7 @@ class OnnxModel:
         classes: the names of label 0, 1, ...
         image_shape: C, H, W.
         unsure_below: a prediction of less confidence (0..1) is unsure.
+        centre_ink: how pictures of another size are made into images; `serving.images.fit` takes it.
         operators: how many nodes there are of each kind.
     """
 
@@ -57,9 +58,11 @@ class OnnxModel:
             raise UserError(f"{path} does not load in ONNX Runtime: {error}") from error
         self.sha256 = hashlib.sha256(content).hexdigest()
         try:
-            self.classes, self.unsure_below = read_metadata(self.metadata)
+            self.classes, self.unsure_below, self.centre_ink = read_metadata(self.metadata)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{path} was not written by stage 'export': in its metadata, {error}") from None
+            raise UserError(
+                f"{path} was not written by stage 'export' of this version: in its metadata, {error}"
+            ) from None
         self.image_shape = read_shape(*signature, len(self.classes), path)
 
     def run(self, images_NCHW: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -100,16 +103,18 @@ def read_shape(inputs: list[Any], outputs: list[Any], num_classes: int, path: Pa
     raise UserError(f"{path} maps {inputs} to {outputs}; allowed is {allowed}")
 
 
-def read_metadata(metadata: dict[str, str]) -> tuple[list[str], float]:
-    """The classes and the confidence below which a prediction is unsure; `ValueError` says what is wrong with them."""
-    if lacking := [name for name in ("classes", "unsure_below") if name not in metadata]:
+def read_metadata(metadata: dict[str, str]) -> tuple[list[str], float, bool]:
+    """Return `classes`, `unsure_below` and `centre_ink`; raise `ValueError` for what is missing or not allowed."""
+    if lacking := [name for name in ("classes", "unsure_below", "centre_ink") if name not in metadata]:
         raise ValueError(f"there is no {' and no '.join(lacking)}")
     classes, unsure_below = json.loads(metadata["classes"]), float(metadata["unsure_below"])
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise ValueError("classes is no list of names")
     if not 0 <= unsure_below <= 1:
         raise ValueError(f"unsure_below is {unsure_below}, allowed is 0..1")
-    return classes, unsure_below
+    if (found := metadata["centre_ink"]) not in ("true", "false"):
+        raise ValueError(f"centre_ink is {found!r}, allowed are 'true' and 'false'")
+    return classes, unsure_below, found == "true"
 
 
 def check(content: bytes, path: Path) -> dict[str, int]:

@@ -86,6 +86,7 @@ class Dataset(Section):
     classes: Annotated[  # name of label 0, 1, ...
         list[Annotated[str, Field(min_length=1, max_length=100)]], Field(min_length=2, max_length=256)
     ]
+    centre_ink: bool  # scale and centre what is drawn in a picture of another size, as MNIST's digits were
     sha256: Sha256Sums
     sources: Annotated[list[Source], Field(min_length=1, max_length=100)]
 

@@ -27,6 +27,7 @@ def make_manifest(settings: Recipe, recipe: str = "convnet") -> Manifest:
         dataset="tiny",
         classes=CLASSES,
         image_shape=(1, 28, 28),
+        centre_ink=False,
         mean=0.25,
         std=0.5,
         data_sha256="0" * 64,

@@ -14,7 +14,7 @@ from stages.core.errors import UserError
 from stages.core.onnx_model import OnnxModel
 
 Change = Callable[[onnx.ModelProto], object]
-METADATA = {"classes": json.dumps(["even", "odd", "neither"]), "unsure_below": "0.9"}
+METADATA = {"classes": json.dumps(["even", "odd", "neither"]), "unsure_below": "0.9", "centre_ink": "false"}
 FLOATS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
@@ -50,7 +50,7 @@ def test_ours(tmp_path: Path) -> None:
     onnx.save(ours(), tmp_path / "model.onnx")
     model = OnnxModel(tmp_path / "model.onnx")
     assert model.classes == ["even", "odd", "neither"]
-    assert (model.image_shape, model.unsure_below) == ((1, 2, 2), 0.9)
+    assert (model.image_shape, model.unsure_below, model.centre_ink) == ((1, 2, 2), 0.9, False)
     assert model.operators == {"Cast": 1, "Flatten": 1, "MatMul": 1, "Softmax": 1}
     images_NCHW = np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2)
     logits_NK, probabilities_NK = model.run(images_NCHW)
@@ -162,6 +162,8 @@ def without(name: str) -> Change:
     [
         (without("classes"), "in its metadata, there is no classes"),
         (without("unsure_below"), "in its metadata, there is no unsure_below"),
+        (without("centre_ink"), "in its metadata, there is no centre_ink"),
+        (of("centre_ink", "True"), "centre_ink is 'True', allowed are 'true' and 'false'"),
         (of("classes", "even, odd"), "Expecting value"),
         (of("classes", "3"), "classes is no list of names"),
         (of("classes", "[1, 2, 3]"), "classes is no list of names"),
@@ -173,7 +175,7 @@ def without(name: str) -> Change:
 def test_not_of_ours(tmp_path: Path, change: Change, reason: str) -> None:
     change(model := ours())
     message = refusal(model, tmp_path)
-    assert "was not written by stage 'export': " in message
+    assert "was not written by stage 'export' of this version: " in message
     assert reason in message
 
 

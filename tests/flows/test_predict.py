@@ -15,11 +15,12 @@ from PIL import Image
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
+from flows.predict import sentence
 from serving import batch
 from stages.core.datasets import write_idx
 from stages.core.errors import UserError
 from tests.conftest import PROJECT, Clone, make_images, wait_for
-from tests.serving.conftest import DIGITS
+from tests.serving.conftest import DIGITS, PLACES, bar, enlarged, write_places_model
 
 IMAGES = make_images(40, seed=3)[0]
 
@@ -37,8 +38,8 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def predict(given: Path, output: Path, batch_size: int = 16) -> pl.DataFrame:
-    summary = batch.predict_folder(given, output, DIGITS, batch_size, lambda *_: None)
+def predict(given: Path, output: Path, batch_size: int = 16, model: Path = DIGITS) -> pl.DataFrame:
+    summary = batch.predict_folder(given, output, model, batch_size, lambda *_: None)
     table = pl.read_parquet(summary.table)
     assert summary.images == len(table) == len(pl.read_csv(summary.table.with_suffix(".csv")))
     return table
@@ -76,6 +77,77 @@ def test_every_format_gives_the_same_answers(folder: Path, tmp_path: Path) -> No
     assert threshold.min() == 1
 
 
+def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    image = Image.fromarray(IMAGES[0].numpy())
+    for kind in ("PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        image.save(folder / f"{kind}.jpg", kind, **({"lossless": True} if kind == "WEBP" else {}))
+        (folder / kind).write_bytes((folder / f"{kind}.jpg").read_bytes())
+    write_idx(folder / "idx.png", IMAGES[:1])
+    np.save(folder / "array.npy", IMAGES[:1].numpy())
+    (folder / "array.npy").rename(folder / "array.gif")
+    table = predict(folder, tmp_path / "out")
+    assert len(table) == 12
+    assert table["error"].null_count() == 12
+    assert table.drop("file").unique().height == 1
+
+
+def test_what_is_no_users_picture_is_counted_and_not_read(tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    names = ["a.png", ".ipynb_checkpoints/a.png", ".hidden.png", "in/__MACOSX/._a.png", "in/._b.png", "in/Thumbs.db"]
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[0].numpy()).save(folder / name, "PNG")
+    for name in ("1.txt", "2.svg", "in/3.pdf", "in/4.heic"):
+        (folder / name).write_text("no image that is read")
+    summary = batch.predict_folder(folder, tmp_path / "out", DIGITS, 16, lambda *_: None)
+    assert pl.read_parquet(summary.table)["file"].to_list() == ["a.png"]
+    expected = "4 other files skipped (1.txt, 2.svg, in/3.pdf, ...), 5 hidden files or folders"
+    assert expected in sentence(summary)
+    assert batch.predict_folder(folder / ".hidden.png", tmp_path / "one", DIGITS, 16, lambda *_: None).images == 1
+
+
+def test_a_blank_image_becomes_a_row_with_its_error(tmp_path: Path) -> None:
+    folder = tmp_path / "given"
+    folder.mkdir()
+    pixels = IMAGES[:4].numpy().copy()
+    pixels[2] = 255
+    np.save(folder / "array.npy", pixels)
+    np.save(folder / "large.npy", pixels.repeat(3, axis=1).repeat(3, axis=2))
+    write_idx(folder / "idx", torch.from_numpy(pixels))
+    Image.new("L", (300, 200), "white").save(folder / "page.png")
+    Image.new("RGBA", (300, 200)).save(folder / "nothing.png")
+    for batch_size in (1, 16):
+        table = predict(folder, tmp_path / f"out{batch_size}", batch_size)
+        blank = {row["file"]: row["error"] for row in table.drop_nulls("error").iter_rows(named=True)}
+        assert blank == {
+            "array.npy": "image 2 of array.npy is blank, there is nothing to classify",
+            "large.npy": "image 2 of large.npy is blank, there is nothing to classify",
+            "idx": "image 2 of idx is blank, there is nothing to classify",
+            "page.png": "page.png is blank, there is nothing to classify",
+            "nothing.png": "nothing.png is blank, there is nothing to classify",
+        }
+        assert table.drop_nulls("label").height == 9
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_what_is_not_ink_is_neither_moved_nor_inverted(tmp_path: Path, light: bool) -> None:
+    """The class is the place of the lightest part, at any size."""
+    folder = tmp_path / "given"
+    folder.mkdir()
+    images = np.stack([bar(place) + np.uint8(60 * light) for place in range(3)])
+    np.save(folder / "small.npy", images)
+    np.save(folder / "large.npy", np.stack([*map(enlarged, images)]))
+    for place, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"small{place}.png")
+        Image.fromarray(enlarged(image)).save(folder / f"large{place}.png")
+    table = predict(folder, tmp_path / "out", model=write_places_model(tmp_path / "places.onnx"))
+    assert table["label"].to_list() == PLACES * 4
+    small, large = (table.filter(pl.col("file").str.starts_with(size))["confidence"] for size in ("small", "large"))
+    assert small.equals(large)
+
+
 def test_what_is_damaged_becomes_a_row(folder: Path, tmp_path: Path) -> None:
     png = (folder / "fünf 数字/00.png").read_bytes()
     (folder / "cut.png").write_bytes(png[:-40])
@@ -95,7 +167,7 @@ def test_what_is_damaged_becomes_a_row(folder: Path, tmp_path: Path) -> None:
     errors = predict(folder, tmp_path / "out").drop_nulls("error")
     found = {row["file"]: row["error"] for row in errors.iter_rows(named=True)}
     expected = {
-        "cut.png": "is damaged",
+        "cut.png": "cannot be read",
         "empty.jpg": "it is empty",
         "short-idx3-ubyte": "it has 31,375 bytes, its header says 31,376",
         "floats.npy": "it holds float64",

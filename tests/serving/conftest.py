@@ -3,9 +3,11 @@
 digits.onnx is what the pipeline of revision ba55462 makes of a small convnet, 99.30 % of 10,000 test images right:
 `dvc exp run -S 'recipes.convnet.model.channels=[[8],[16],[32]]' -S recipes.convnet.epochs=8
 -S recipes.convnet.augmentation.rotation=12 -S recipes.convnet.augmentation.scale=0.1
--S recipes.convnet.augmentation.shear=6`.
+-S recipes.convnet.augmentation.shear=6`. The `centre_ink` in its metadata, which that revision did not have, was added
+to the file afterwards.
 """
 
+import json
 import shutil
 import signal
 import subprocess
@@ -15,13 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from tests.conftest import PROJECT, Clone, wait_for
 
 DIGITS = Path(__file__).with_name("digits.onnx")
-COMMAND = [sys.executable, "-m", "serving.app", "--port", "0"]
+PLACES = ["high", "middle", "low"]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -31,11 +36,11 @@ def interruptible() -> None:
 
 
 class Service:
-    """`python -m serving.app` in `folder`, once it has printed its URL."""
+    """Run the service in `folder`; it is there once it has printed its URL."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, limits: str = "") -> None:
         self.model, self.log = folder / "artifacts/onnx/model.onnx", folder / "service.log"
-        self.process = start(folder, self.log)
+        self.process = start(folder, self.log, limits=limits)
         wait_for(lambda: "http://" in self.output() or self.process.poll() is not None, 60, "a ready service")
         assert self.process.poll() is None, self.output()
         self.url = self.output().split("draw at ")[1].split(";")[0]
@@ -57,10 +62,12 @@ class Service:
         return self.process.wait(timeout=30)
 
 
-def start(folder: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, log: Path, *options: str, limits: str = "") -> subprocess.Popen[bytes]:
+    """Start the service; `limits` are Python statements that set other ones."""
+    code = f"from serving import app, body, connections\n{limits}\napp.main()"
     with log.open("w") as file:
         return subprocess.Popen(
-            [*COMMAND, *options],
+            [sys.executable, "-c", code, "--port", "0", *options],
             cwd=folder,
             env=Clone.environment({"PYTHONPATH": str(PROJECT)}),
             stdin=subprocess.DEVNULL,
@@ -70,12 +77,12 @@ def start(folder: Path, log: Path, *options: str) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Service]:
-    """A service with a model of its own, ended by ctrl-C if nothing has ended it."""
+def serving(folder: Path, model: Path = DIGITS, limits: str = "") -> Iterator[Service]:
+    """Run a service with a model of its own; ctrl-C ends it if nothing else has."""
     path = folder / "artifacts/onnx/model.onnx"
     path.parent.mkdir(parents=True)
-    shutil.copy(DIGITS, path)
-    service = Service(folder)
+    shutil.copy(model, path)
+    service = Service(folder, limits)
     try:
         yield service
     finally:
@@ -95,6 +102,42 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 def own_service(tmp_path: Path) -> Iterator[Service]:
     with serving(tmp_path) as running:
         yield running
+
+
+def write_places_model(path: Path) -> Path:
+    """Write a model that knows which third of an image, 20 pixels wide and 30 high, is the lightest."""
+    weight = np.zeros((30, 20, 3), np.float32)
+    for place in range(3):
+        weight[10 * place : 10 * place + 10, :, place] = 1e-3
+    nodes = [
+        helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Flatten", ["floats"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
+    ]
+    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 1, 30, 20])
+    outputs = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("logits", "probabilities")
+    ]
+    graph = helper.make_graph(
+        nodes, "main", [image], outputs, [numpy_helper.from_array(weight.reshape(600, 3), "weight")]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    about = {"classes": json.dumps(PLACES), "unsure_below": "0.5", "centre_ink": "false"}
+    helper.set_model_props(model, about | {"recipe": "by hand", "dataset": "bars"})
+    onnx.save(model, path)
+    return path
+
+
+def bar(place: int) -> NDArray[np.uint8]:
+    """An image [30, 20] of the class `PLACES[place]`, dim as not to look like ink on paper."""
+    image = np.random.default_rng(place).integers(20, 60, (30, 20), np.uint8)
+    image[10 * place + 3 : 10 * place + 7, 2:18] += 120
+    return image
+
+
+def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return image.repeat(10, axis=0).repeat(10, axis=1)
 
 
 def altered(change: Callable[[onnx.ModelProto], object]) -> bytes:

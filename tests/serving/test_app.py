@@ -13,6 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +26,21 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image, ImageDraw
 
-from serving import app
+from serving import app, body
 from stages.core.onnx_model import OnnxModel
 from tests.conftest import PROJECT, Clone, wait_for
-from tests.serving.conftest import DIGITS, Service, altered, serving, set_metadata, start
+from tests.serving.conftest import (
+    DIGITS,
+    PLACES,
+    Service,
+    altered,
+    bar,
+    enlarged,
+    serving,
+    set_metadata,
+    start,
+    write_places_model,
+)
 
 FORM, JSON = "multipart/form-data; boundary=x", "application/json"
 EXTENT = ["--max-examples", "40", "--generation-deterministic"]
@@ -45,6 +58,9 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     file = io.BytesIO()
     image.save(file, kind)
     return file.getvalue()
+
+
+EMPTY_PAGE = encoded(Image.new("L", (200, 220), "white"))
 
 
 def post(service: Service, content: bytes, kind: str = "image/png", **query: Any) -> httpx.Response:
@@ -72,7 +88,7 @@ def test_a_form_with_several_pictures(service: Service) -> None:
 
 def test_pixels_get_what_the_model_answers_to_them(service: Service) -> None:
     model = OnnxModel(DIGITS)
-    brightness_N11 = np.linspace(0, 1, 256)[:, None, None]
+    brightness_N11 = np.linspace(0.05, 1, 256)[:, None, None]
     images_NHW = (brightness_N11 * np.random.default_rng(1).integers(256, size=(256, 28, 28))).astype(np.uint8)
     answer = service.client.post("/predict", params={"images": True}, json={"images": images_NHW.tolist()})
     _, probabilities_NK = model.run(images_NHW[:, None])
@@ -98,8 +114,8 @@ def test_what_the_model_was_given_is_answered_on_demand_alone(service: Service) 
     assert plain == {name: value for name, value in given.items() if name != "image"}
 
 
-def form(field: str, count: int = 1, end: str = "--") -> bytes:
-    part = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="a.png"\r\n\r\n'.encode() + picture(ONE)
+def form(field: str, count: int = 1, end: str = "--", content: bytes = picture(ONE)) -> bytes:
+    part = f'--x\r\nContent-Disposition: form-data; name="{field}"; filename="a.png"\r\n\r\n'.encode() + content
     return b"\r\n".join([part] * count) + f"\r\n--x{end}".encode()
 
 
@@ -111,8 +127,17 @@ def pixels(value: object = 0, height: int = 28, width: int = 28, count: int = 1)
     return {"images": [[[value] * width for _ in range(height)] for _ in range(count)]}
 
 
+def blank_after(image: list[list[int]]) -> dict[str, Any]:
+    return {"images": [image, *pixels(200)["images"]]}
+
+
+PNG = {"Content-Type": "image/png"}
+
+
 def huge(side: int) -> bytes:
-    return encoded(Image.new("1", (side, side)))
+    picture = Image.new("1", (side, side))
+    picture.paste(1, (side // 4, side // 4, side // 2, side // 2))
+    return encoded(picture)
 
 
 def many_pixels() -> bytes:
@@ -121,11 +146,11 @@ def many_pixels() -> bytes:
 
 
 WRONG: dict[str, tuple[str, bytes, int, str]] = {
-    "no kind": ("", b"", 415, "Content-Type is 'missing', allowed are image/png, image/jpeg, multipart/form-data"),
+    "no kind": ("", b"", 415, "Content-Type is 'missing', allowed are image/png, image/jpeg, image/webp"),
     "another kind": ("text/plain", b"7", 415, "'text/plain'"),
     "nothing": ("image/png", b"", 422, "the picture is no picture: it is empty"),
-    "no picture": ("image/jpeg", b"seven", 422, "neither PNG nor JPEG"),
-    "half a picture": ("image/png", picture(ONE)[:100], 422, "the picture is damaged"),
+    "no picture": ("image/jpeg", b"seven", 422, "none of PNG, JPEG, WEBP, GIF, BMP, TIFF"),
+    "half a picture": ("image/png", picture(ONE)[:100], 422, "the picture cannot be read: "),
     "a picture too large": ("image/png", huge(7100), 422, "7,100 x 7,100 pixels, allowed are 50,000,000"),
     "too large together": (FORM, many_pixels(), 422, "have 75,000,000 pixels, allowed are"),
     "too long": ("image/png", b"x" * 16_000_001, 413, "more than the 16,000,000 bytes that are allowed"),
@@ -151,6 +176,9 @@ WRONG: dict[str, tuple[str, bytes, int, str]] = {
     "another size": (JSON, in_json(pixels(height=20)), 422, "allowed are 28 rows of 28 pixels"),
     "ragged rows": (JSON, in_json({"images": [[[0] * 28, [0] * 27] * 14]}), 422, "27 or 28"),
     "millions of errors": (JSON, in_json(pixels(-1, 1000, 1000, 3)), 422, "greater than or equal to 0"),
+    "a blank picture": ("image/png", EMPTY_PAGE, 422, "the picture is blank, there is nothing to classify"),
+    "a blank picture in a form": (FORM, form("files", content=EMPTY_PAGE), 422, "a.png is blank"),
+    "blank pixels": (JSON, in_json(blank_after([[0, 255] * 14] * 28)), 422, "images.1: is blank"),
     "no rows": (JSON, b'{"images": [[]]}', 422, "0 rows of no pixels, allowed are 28"),
 }  # fmt: skip
 
@@ -176,6 +204,125 @@ def test_the_length_is_limited_where_no_length_is_told(service: Service) -> None
     answer = service.client.post("/predict", content=long(), headers={"Content-Type": "image/png"})
     assert (answer.status_code, answer.headers["Connection"]) == (413, "close")
     assert answer.request.headers["Transfer-Encoding"] == "chunked"
+
+
+def connect(service: Service, sent: bytes = b"") -> socket.socket:
+    host, port = service.url.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)), timeout=30)
+    connection.sendall(sent)
+    return connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    connection.setblocking(False)
+    try:
+        return connection.recv(1000, socket.MSG_PEEK) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: image/png\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.mark.slow
+def test_silent_and_slow_clients_keep_nobody_waiting(tmp_path: Path) -> None:
+    with serving(tmp_path, limits="connections.WAIT_S = body.BODY_S = 5") as service, ExitStack() as stack:
+
+        def connections(count: int, sent: bytes = b"") -> list[socket.socket]:
+            return [stack.enter_context(connect(service, sent)) for _ in range(count)]
+
+        silent, slow, half = connections(100), connections(100, HEAD[:4]), connections(100, HEAD)
+        trickle = {connection: iter(HEAD[4:]) for connection in slow} | {connection: iter(HEAD) for connection in half}
+        started = time.monotonic()
+        while not all(map(is_closed, (*silent, *slow))):
+            assert labels(post(service, picture(ONE))) == ["1"]
+            assert time.monotonic() - started < 20
+            for connection, rest in trickle.items():
+                with suppress(ConnectionError):
+                    connection.send(bytes([next(rest)]))
+            time.sleep(1)
+        assert time.monotonic() - started > 4
+        for connection in half:
+            connection.settimeout(10)
+            answer = connection.recv(1000)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert b"the body has not come within the 5 s that are allowed" in answer
+        assert 'requests_total{path="/predict",status="408"} 100.0' in service.client.get("/metrics").text
+
+
+@pytest.mark.slow
+def test_the_longest_waiting_of_too_many_connections_are_closed(tmp_path: Path) -> None:
+    with serving(tmp_path, limits="connections.CONNECTIONS = 10") as service, ExitStack() as stack:
+        silent = [stack.enter_context(connect(service)) for _ in range(30)]
+        assert labels(post(service, picture(ONE))) == ["1"]
+        wait_for(lambda: sum(map(is_closed, silent)) == 21, 10, "room for a request")
+        assert [*map(is_closed, silent)] == [True] * 21 + [False] * 9
+
+
+@pytest.mark.slow
+def test_a_client_that_does_not_read_its_answers_is_left(tmp_path: Path) -> None:
+    with (
+        serving(tmp_path, limits="connections.WAIT_S = 2") as service,
+        connect(service, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 2000) as deaf,
+    ):
+        process = psutil.Process(service.process.pid)
+
+        def connected() -> bool:
+            return deaf.getsockname() in [c.raddr for c in process.net_connections() if c.raddr]
+
+        wait_for(connected, 30, "a connection")
+        wait_for(lambda: not connected(), 30, "its end")
+
+
+@pytest.mark.slow
+def test_overload_is_answered_at_once(tmp_path: Path) -> None:
+    """What is half sent takes no room, and health is answered whatever else is."""
+    with serving(tmp_path, limits="body.MAX_HELD = 2 * body.MAX_BODY") as service, ExitStack() as stack:
+        for _ in range(100):
+            stack.enter_context(connect(service, HEAD + b"half"))
+        pool, content = stack.enter_context(ThreadPoolExecutor(8)), huge(7000)
+        busy = [
+            pool.submit(httpx.post, f"{service.url}/predict", content=content, headers=PNG, timeout=60)
+            for _ in range(8)
+        ]
+        while not all(future.done() for future in busy):
+            assert service.client.get("/health", timeout=5).json()["status"] == "ok"
+        answers = [future.result() for future in busy]
+        refused = [answer for answer in answers if answer.status_code == 503]
+        assert 0 < len(refused) < 8
+        assert {answer.status_code for answer in answers} == {200, 503}
+        for answer in refused:
+            assert answer.json() == {"detail": "too many requests are under way; try again in 1 s"}
+            assert answer.headers["Retry-After"] == "1"
+        counted = f'requests_total{{path="/predict",status="503"}} {len(refused)}.0'
+        assert counted in service.client.get("/metrics").text
+        assert len(service.output().splitlines()) == 1
+        assert labels(post(service, picture(ONE))) == ["1"]
+
+
+def test_head_is_answered_like_get(service: Service) -> None:
+    for path in ("/", "/health", "/model"):
+        answer = service.client.head(path)
+        assert (answer.status_code, answer.content) == (200, b"")
+        assert answer.headers["Content-Type"] == service.client.get(path).headers["Content-Type"]
+    assert service.client.head("/nothing").status_code == 404
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
+    """Whether requests are half sent or being answered."""
+    with serving(tmp_path, limits="app.GRACE_S = 1") as service, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(connect(service, HEAD + b"half"))
+        content = huge(7000)
+        head = HEAD.replace(b"1000", str(len(content)).encode())
+        for _ in range(12):
+            stack.enter_context(connect(service, head + content))
+        post(service, picture(ONE))
+        assert service.end() == 130
+        assert "Traceback" not in service.output()
 
 
 def test_an_endless_body_ends_with_the_connection(service: Service) -> None:
@@ -214,6 +361,20 @@ def test_the_page_allows_what_stands_in_it_and_nothing_else(service: Service) ->
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
+def test_what_is_not_ink_is_neither_moved_nor_inverted(tmp_path: Path) -> None:
+    model = OnnxModel(write_places_model(tmp_path / "places.onnx"))
+    for place, label in enumerate(PLACES):
+        for light in (0, 60):
+            small = bar(place) + np.uint8(light)
+            answers = [
+                app.answer(model, body.Body(encoded(Image.fromarray(image)), "image/png", None), True).predictions[0]
+                for image in (small, enlarged(small))
+            ]
+            assert [answer.label for answer in answers] == [label, label]
+            assert answers[0] == answers[1]
+            assert answers[0].image == small.tolist()
+
+
 def test_facts_of_the_model(tmp_path: Path) -> None:
     folder = tmp_path / "artifacts/metrics"
     with serving(tmp_path) as service:
@@ -221,7 +382,7 @@ def test_facts_of_the_model(tmp_path: Path) -> None:
         assert facts["metrics"] == {}
         assert (facts["sha256"], facts["classes"]) == (model.sha256, model.classes)
         assert (facts["unsure_below"], facts["image_shape"]) == (model.unsure_below, [1, 28, 28])
-        assert (facts["recipe"], facts["dataset"]) == ("convnet", "mnist")
+        assert (facts["recipe"], facts["dataset"], facts["centre_ink"]) == ("convnet", "mnist", True)
         assert facts["data_sha256"] == model.metadata["data_sha256"]
         assert facts["operators"]["Conv"] == 3
         folder.mkdir()

@@ -1,14 +1,16 @@
 """The page in a real browser: digits drawn on it with the mouse, a finger and the keyboard."""
 
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.conftest import wait_for
-from tests.serving.conftest import Service
+from tests.serving.conftest import Service, altered, serving, set_metadata, write_places_model
 
 CHROMIUM = "/usr/bin/chromium"
 
@@ -53,7 +55,7 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-def visit(browser: Browser, url: str) -> Visit:
+def visit(browser: Browser, url: str, classes: int = 10) -> Visit:
     page = browser.new_context(viewport={"width": 360, "height": 780}, has_touch=True).new_page()
     page.set_default_timeout(15_000)
     seen = Visit(page, [], [])
@@ -61,7 +63,7 @@ def visit(browser: Browser, url: str) -> Visit:
     page.on("pageerror", lambda error: seen.complaints.append(str(error)))
     page.on("request", lambda request: seen.requests.append(request.url))
     page.goto(url)
-    expect(page.locator("#classes tr")).to_have_count(10)
+    expect(page.locator("#classes tr")).to_have_count(classes)
     return seen
 
 
@@ -172,3 +174,57 @@ def test_the_page_says_that_the_service_is_gone(browser: Browser, own_service: S
     draw(page, DIGITS["7"])
     expect(page.locator("#sureness")).to_contain_text("No answer: the service cannot be reached")
     expect(page.get_by_role("status")).to_contain_text("No answer")
+
+
+def shape(page: Page, selector: str) -> float:
+    """Width by height as shown."""
+    box = page.locator(selector).bounding_box()
+    assert box
+    return box["width"] / box["height"]
+
+
+@pytest.mark.parametrize("viewport", [360, 1200])
+def test_a_model_of_images_that_are_no_squares(browser: Browser, tmp_path: Path, viewport: int) -> None:
+    """What is drawn in the upper third is there in the model's image, and both have its proportions."""
+    with serving(tmp_path, write_places_model(tmp_path / "places.onnx")) as running:
+        page, complaints, _ = visit(browser, running.url, classes=3)
+        page.set_viewport_size({"width": viewport, "height": 780})
+        draw(page, [[(20, 15), (80, 15)]])
+        expect(page.locator("#label")).to_have_text("high")
+        assert shape(page, "#pad") == pytest.approx(20 / 30, rel=0.02)
+        assert shape(page, "#given") == pytest.approx(20 / 30, rel=0.02)
+        expect(page.locator("#given")).to_have_attribute("aria-label", "Your drawing, scaled to 20 by 30 pixels")
+        page.get_by_role("button", name="Clear").click()
+        draw(page, [[(20, 85), (80, 85)]])
+        expect(page.locator("#label")).to_have_text("low")
+        assert complaints == []
+
+
+@pytest.mark.parametrize("viewport", [320, 360, 720, 1200])
+def test_long_names_of_classes_fit(browser: Browser, own_service: Service, viewport: int) -> None:
+    names = [*"0123456", "trousers", "a long name of several words", "Donaudampfschifffahrtsgesellschaft"]
+    own_service.replace_model(altered(set_metadata(classes=json.dumps(names))))
+    wait_for(lambda: own_service.client.get("/model").json()["classes"] == names, 60, "the new model")
+    page = visit(browser, own_service.url).page
+    page.set_viewport_size({"width": viewport, "height": 780})
+    draw(page, DIGITS["7"])
+    expect(page.locator("#label")).to_have_text("trousers")
+    one_line = (
+        "label.getClientRects().length === 1 && label.offsetHeight < 2 * parseFloat(getComputedStyle(label).fontSize)"
+    )
+    assert page.evaluate(one_line)
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport
+    for element in page.locator("#label, #given, #classes td").all():
+        box = element.bounding_box()
+        assert box
+        assert box["x"] + box["width"] <= viewport - 16
+
+
+def test_a_drawing_that_is_blank_is_said(browser: Browser, service: Service) -> None:
+    page, _, _ = visit(browser, service.url)
+    draw(page, DIGITS["1"])
+    page.evaluate("clear(); changed = true; ask()")
+    expect(page.locator("#sureness")).to_have_text("No answer: the picture is blank, there is nothing to classify")
+    expect(page.locator("#label")).to_have_text("")
+    draw(page, DIGITS["1"])
+    expect(page.locator("#label")).to_have_text("1")

@@ -1,0 +1,69 @@
+"""HTTP connections on which no client can keep the service waiting.
+
+uvicorn limits the time between two requests of a connection alone, not the time until the first one, that of a head
+that comes byte by byte, or that of an answer that is not read. How long a body may take is limited where it is read, in
+serving/body.py.
+"""
+
+import asyncio
+from typing import cast
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+WAIT_S = 10.0  # seconds in which a client must have sent a request's head, or read what it was sent
+CONNECTIONS = 512  # open at once: most systems let a process open 1024 files
+
+
+class Connection(H11Protocol):
+    timer: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.start_timer()
+        if len(self.connections) > CONNECTIONS:
+            self.make_room()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.timer.cancel()
+        super().connection_lost(exc)
+
+    def start_timer(self) -> None:
+        # abort, for close would wait until the client has read what it was sent
+        self.timer = self.loop.call_later(WAIT_S, self.transport.abort)
+
+    def stop_timer_if_answering(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused:
+            self.timer.cancel()
+
+    def make_room(self) -> None:
+        """Close the connection whose client has been sending a request, or nothing, for the longest time."""
+        waiting = (
+            connection
+            for connection in cast("set[Connection]", self.connections)
+            if connection.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not connection.transport.is_closing()
+        )
+        min(waiting, key=lambda connection: connection.timer.when()).transport.abort()
+
+    def handle_events(self) -> None:
+        super().handle_events()
+        self.stop_timer_if_answering()
+
+    def on_response_complete(self) -> None:
+        self.timer.cancel()
+        self.start_timer()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.timer.cancel()
+        self.start_timer()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.stop_timer_if_answering()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.conn.their_state is h11.SEND_BODY:
+            self.transport.abort()  # uvicorn would wait for the rest, then cancel the request with a traceback
