@@ -35,6 +35,7 @@ from ruamel.yaml import YAML
 from flows import report, workspace
 from flows.graph import read_graph, read_stale
 from flows.notify import notify
+from flows.rwlock import remove_torn_rwlock
 from flows.server import start_temporary_server
 from flows.stage import Outcome, StageError, StageRunner
 from stages.core.errors import UserError, reported
@@ -108,6 +109,7 @@ def pipeline(
     """
     end_with_the_worker()
     project, name = Path.cwd(), re.sub(r"[^A-Za-z0-9._-]+", "-", flow_run.name)
+    remove_torn_rwlock(project)
     changes = {**({"recipe": recipe} if recipe else {}), **(overrides or {})}
     with workspace.in_place(project) if in_place else workspace.isolated(project, name) as folder:
         graph = read_graph(folder, targets or [])
