@@ -21,7 +21,8 @@ from flows.notify import WEBHOOK
 from tests.conftest import PROJECT, Clone, make_clone, tiny_params, wait_for
 from tests.flows.conftest import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("schedule")]  # they share one
+# they share one schedule, whose start alone takes a minute where others want the cores too
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("schedule"), pytest.mark.timeout(600)]
 
 SECRETS = {WEBHOOK: "http://127.0.0.1:9/hook-s3cr3t", "PREFECT_API_KEY": "pnu_s3cr3t"}
 IMPATIENT = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_WORKER_QUERY_SECONDS": "1"}
@@ -85,7 +86,7 @@ def scheduled(project: Clone, log: Path) -> Iterator[Schedule]:
         )
     try:
         wait_for(
-            lambda: "schedule: running" in log.read_text() or process.poll() is not None, 120, "a running schedule"
+            lambda: "schedule: running" in log.read_text() or process.poll() is not None, 300, "a running schedule"
         )
         assert process.poll() is None, log.read_text()
         assert listening(process) == {"127.0.0.1"}
