@@ -23,8 +23,8 @@ def environment(project: Path, port: int) -> dict[str, str]:
     defaults = {
         "PREFECT_HOME": str(project / ".prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # A run that waits for its turn asks again this often. Prefect's 30 s would pass after each run before the next.
-        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "5",
+        # A run that waits for its turn is put off this long, and a worker looks 10 s ahead: it asks again after 5 s.
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "15",
         "DO_NOT_TRACK": "1",
     }
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"

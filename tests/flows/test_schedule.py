@@ -25,7 +25,7 @@ from tests.flows.conftest import free_port
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("schedule"), pytest.mark.timeout(600)]
 
 SECRETS = {WEBHOOK: "http://127.0.0.1:9/hook-s3cr3t", "PREFECT_API_KEY": "pnu_s3cr3t"}
-IMPATIENT = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+IMPATIENT = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5", "PREFECT_WORKER_QUERY_SECONDS": "2"}
 
 # one stage, which takes as many seconds as the seed says, and whose loss depends on the recipe
 STAGES = """
@@ -63,7 +63,7 @@ def make_project(folder: Path, idx: Path) -> Clone:
     (project.folder / "train.py").write_text(TRAIN)
     deployments = project.read_yaml("prefect.yaml")
     nightly = next(item for item in deployments["deployments"] if item["name"] == "nightly")
-    nightly["schedules"], nightly["parameters"] = [{"interval": 10}], {"recipe": "article"}
+    nightly["schedules"], nightly["parameters"] = [{"interval": 30}], {"recipe": "article"}
     YAML().dump(deployments, project.folder / "prefect.yaml")
     project.run("dvc", "repro", "--quiet")
     project.run("git", "add", "--all")
