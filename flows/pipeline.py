@@ -20,6 +20,7 @@ from threading import Thread
 from typing import Any, cast
 from uuid import UUID
 
+import psutil
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
@@ -158,15 +159,17 @@ def stopped_at_the_end(runner: StageRunner) -> Iterator[StageRunner]:
 
 
 def end_with_the_worker() -> None:
-    """Where a worker has started this process, end with it: nobody else would."""
-    worker = os.getppid()
+    """End this process with the worker that has started it, if one has: nobody else would."""
+    parent = os.getppid()
+    # a worker that died while this process was importing has left it to another parent
+    is_orphan = "worker" not in psutil.Process(parent).cmdline()
 
     def watch() -> None:
-        while os.getppid() == worker:
+        while not is_orphan and os.getppid() == parent:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if "PREFECT__FLOW_RUN_ID" in os.environ:
+    if "PREFECT__WORKER_NAME" in os.environ:
         Thread(target=watch, daemon=True).start()
 
 

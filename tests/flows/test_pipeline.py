@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Fl
 from prefect.client.schemas.objects import FlowRun
 
 from flows.notify import WEBHOOK
-from tests.conftest import Clone, wait_for, write_params
+from tests.conftest import PROJECT, Clone, wait_for, write_params
 from tests.flows.conftest import times
 
 FLOW = ("python", "-m", "flows.pipeline")
@@ -228,13 +228,14 @@ def test_ctrl_c_without_a_server_brings_the_prompt_back_in_seconds(
     """The whole process group hears it, as in a terminal."""
     log = tmp_path / "flow.log"
     with log.open("w") as output:
-        flow = psutil.Popen(
+        flow = subprocess.Popen(
             [sys.executable, "-m", "flows.pipeline"], cwd=project.folder, stdout=output, stderr=output,
             env=project.environment({"PREFECT_HOME": str(tmp_path / "home")}), process_group=0,
         )  # fmt: skip
     try:
-        wait_for(lambda: flow.poll() is not None or moment(flow, log), 200, moment.__name__)
-        family = flow.children(recursive=True)
+        process = psutil.Process(flow.pid)
+        wait_for(lambda: flow.poll() is not None or moment(process, log), 200, moment.__name__)
+        family = process.children(recursive=True)
         os.killpg(flow.pid, signal.SIGINT)
         assert flow.wait(timeout=30) == 130
         assert psutil.wait_procs(family, timeout=20)[1] == []
@@ -245,6 +246,14 @@ def test_ctrl_c_without_a_server_brings_the_prompt_back_in_seconds(
     assert log.read_text().endswith(told)
     assert (log.read_text() == "") == (told == "")
     project.run("dvc", "repro")
+
+
+def test_a_run_whose_worker_died_while_it_started_ends() -> None:
+    run = "import time; from flows.pipeline import end_with_the_worker; end_with_the_worker(); time.sleep(600)"
+    worker = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {run!r}], stdout=2).pid)"
+    env = Clone.environment({"PREFECT__WORKER_NAME": "dead"})
+    done = subprocess.run([sys.executable, "-c", worker], cwd=PROJECT, env=env, check=True, stdout=subprocess.PIPE)
+    wait_for(lambda: not psutil.pid_exists(int(done.stdout)), 100, "its end")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from ruamel.yaml import YAML
 params = YAML(typ="safe").load(pathlib.Path("params.yaml"))
 print("training with seed", params["seed"], flush=True)
 time.sleep(params["seed"])
-pathlib.Path("loss.json").write_text(json.dumps({"loss": len(params["recipe"])}))
+pathlib.Path("loss.json").write_text(json.dumps({"loss": ord(params["recipe"][0])}))
 """
 ENDLESS = {"overrides": {"seed": 600}}
 
