@@ -51,7 +51,7 @@ def start_server(env: dict[str, str], port: int, *options: str, stdout: int | No
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise UserError(f"the Prefect server ended with status {server.returncode}; is its port taken (--port)?")
+            raise UserError(f"the Prefect server ended with status {server.returncode}; is port {port} taken?")
         try:
             if httpx.get(f"{env['PREFECT_API_URL']}/health").is_success:
                 return server
