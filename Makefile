@@ -15,6 +15,7 @@ help: ## Show this
 .PHONY: run
 run: .venv/installed ## Run the stale stages of the pipeline, then print its metrics
 	@python -m stages.core.params
+	@python -m flows.rwlock
 	@dvc repro
 	@python -m stages.core.summary
 

@@ -3,6 +3,11 @@
 `python -m flows.pipeline` runs it once, in place; prefect.yaml deploys it.
 """
 
+from flows.interrupt import exit_on_interrupt, interruptible
+
+if __name__ == "__main__":
+    exit_on_interrupt()
+
 import os
 import re
 import signal
@@ -15,12 +20,14 @@ from threading import Thread
 from typing import Any, cast
 from uuid import UUID
 
+import psutil
 from prefect import Task, flow, get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed
 from prefect.task_runners import ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
@@ -29,6 +36,8 @@ from ruamel.yaml import YAML
 from flows import report, workspace
 from flows.graph import read_graph, read_stale
 from flows.notify import notify
+from flows.rwlock import remove_torn_rwlock
+from flows.server import start_temporary_server
 from flows.stage import Outcome, StageError, StageRunner
 from stages.core.errors import UserError, reported
 from stages.core.params import PARAMS, load_params, override_params, parse_yaml
@@ -71,9 +80,9 @@ def run_stage(stage: str, runner: StageRunner, *, stale: bool, force: bool) -> S
 @task(
     cache_policy=NO_CACHE, retries=3, retry_delay_seconds=exponential_backoff(backoff_factor=5), retry_jitter_factor=0.5
 )
-def push(folder: Path, experiment: str) -> None:
+def push(project: Path, folder: Path, experiment: str) -> None:
     """Push data to the DVC remote and the experiment to the git remote."""
-    workspace.push(folder, experiment)
+    workspace.push(project, folder, experiment)
 
 
 @flow(
@@ -101,6 +110,7 @@ def pipeline(
     """
     end_with_the_worker()
     project, name = Path.cwd(), re.sub(r"[^A-Za-z0-9._-]+", "-", flow_run.name)
+    remove_torn_rwlock(project)
     changes = {**({"recipe": recipe} if recipe else {}), **(overrides or {})}
     with workspace.in_place(project) if in_place else workspace.isolated(project, name) as folder:
         graph = read_graph(folder, targets or [])
@@ -114,7 +124,7 @@ def pipeline(
             return
         workspace.save(folder, name)
         if workspace.has_remote(folder):
-            push(folder, name)
+            push(project, folder, name)
 
 
 def run_graph(folder: Path, graph: Mapping[str, set[str]], *, force: bool) -> None:
@@ -149,15 +159,17 @@ def stopped_at_the_end(runner: StageRunner) -> Iterator[StageRunner]:
 
 
 def end_with_the_worker() -> None:
-    """Where a worker has started this process, end with it: nobody else would."""
-    worker = os.getppid()
+    """End this process with the worker that has started it, if one has: nobody else would."""
+    parent = os.getppid()
+    # a worker that died while this process was importing has left it to another parent
+    is_orphan = "worker" not in psutil.Process(parent).cmdline()
 
     def watch() -> None:
-        while os.getppid() == worker:
+        while not is_orphan and os.getppid() == parent:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if "PREFECT__FLOW_RUN_ID" in os.environ:
+    if "PREFECT__WORKER_NAME" in os.environ:
         Thread(target=watch, daemon=True).start()
 
 
@@ -179,12 +191,11 @@ def main() -> None:
     for field, equals, _ in assignments:
         if not equals:
             parser.error(f"--set-param {field}: expected FIELD=VALUE")
-    # polars has put its own handler here, after which a wait without a time limit is not interrupted any more
-    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
-    with reported("pipeline"):
+    with reported("pipeline"), interruptible():
         load_params()
         overrides = {field: parse_yaml(value, YAML(typ="safe"), field) for field, _, value in assignments}
-        pipeline(arguments.recipe, overrides, arguments.force, arguments.targets, in_place=not arguments.isolated)
+        with temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or start_temporary_server()}):
+            pipeline(arguments.recipe, overrides, arguments.force, arguments.targets, in_place=not arguments.isolated)
 
 
 if __name__ == "__main__":

@@ -3,62 +3,50 @@
 A Prefect server on loopback with its data in .prefect/, the work pool, the deployments of prefect.yaml and a worker.
 """
 
-import os
+from flows.interrupt import exit_on_interrupt, interruptible
+
+if __name__ == "__main__":
+    exit_on_interrupt()
+
 import signal
 import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import httpx
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
 from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
-from flows import leash
+from flows.server import HOST, PREFECT, environment, start, start_server
 from stages.core.artifacts import locked
 from stages.core.errors import UserError, reported
 
-PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 POOL = "vision-pipeline"
+WORKER = "schedule"
 SHIFT_S = 5  # a worker that ends sooner will not do better when started again
-START_S = 120  # for the server's first start, which makes its database
 
 
-def environment(project: Path, port: int) -> dict[str, str]:
-    """Of everything started here; what the user has set stays."""
-    home = {"PREFECT_HOME": str(project / ".prefect"), "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1"}
-    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**home, **os.environ, "PATH": programs, "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-
-
-def start(stack: ExitStack, env: dict[str, str], *arguments: str) -> subprocess.Popen[bytes]:
-    """Start a prefect command that ends, with its descendants, when `stack` is closed or this process dies."""
-    process = subprocess.Popen(
-        [sys.executable, leash.__file__, *PREFECT, *arguments], env=env, stdin=subprocess.PIPE, start_new_session=True
-    )
-    stack.callback(process.wait)
-    assert process.stdin
-    stack.callback(process.stdin.close)
-    return process
-
-
-def wait_until_healthy(server: subprocess.Popen[bytes], env: dict[str, str]) -> None:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        if server.poll() is not None:
-            raise UserError(f"the Prefect server ended with status {server.returncode}; is its port taken (--port)?")
-        try:
-            if httpx.get(f"{env['PREFECT_API_URL']}/health").is_success:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    raise UserError(f"the Prefect server did not answer within {START_S} s")
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Let go of a process's leash at the end, and wait until all that hangs on it has ended."""
+    try:
+        yield process
+    finally:
+        assert process.stdin
+        process.stdin.close()
+        process.wait()
 
 
 def prefect(env: dict[str, str], *arguments: str) -> None:
@@ -67,12 +55,20 @@ def prefect(env: dict[str, str], *arguments: str) -> None:
         raise UserError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
 
 
-def bury_dead_runs(env: dict[str, str]) -> None:
-    """Mark the runs that the server takes for running as crashed: nothing runs yet, and they would hold the queue."""
+def crash_orphaned_runs(env: dict[str, str]) -> None:
+    """Mark the unfinished runs of a worker that is gone as crashed, which frees the place in the queue that they hold.
+
+    A running one reports its own end as well. A pending one cannot: either nothing runs yet, or what is about to run
+    is refused. A worker signs a run just after it has taken it, so one without a name is the dead worker's too.
+    """
     unfinished = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
     with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
-        for run in client.read_flow_runs(flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=unfinished))):
-            client.set_flow_run_state(run.id, Crashed(message="the machine or the server ended during it"), force=True)
+        for run in client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=unfinished)),
+            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL])),
+        ):
+            if run.labels.get("prefect.worker.name", WORKER) == WORKER:
+                client.set_flow_run_state(run.id, Crashed(message="its worker has ended"), force=True)
 
 
 def serve(port: int) -> None:
@@ -86,18 +82,16 @@ def serve(port: int) -> None:
             stack.enter_context(locked(home / "schedule.lock"))
         except BlockingIOError:
             raise UserError(f"another schedule of {project} is running") from None
-        server = start(stack, env, "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        wait_until_healthy(server, env)
-        bury_dead_runs(env)
+        server = stack.enter_context(ended(start_server(env, port)))
         prefect(env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         prefect(env, "deploy", "--all")
-        print(f"schedule: running; see http://127.0.0.1:{port}, start a run with", flush=True)
+        print(f"schedule: running; see http://{HOST}:{port}, start a run with", flush=True)
         print(f"  PREFECT_API_URL={env['PREFECT_API_URL']} prefect deployment run pipeline/on-demand", flush=True)
         print("ctrl-C stops all of it", flush=True)
         while server.poll() is None:
+            crash_orphaned_runs(env)
             started = time.monotonic()
-            with ExitStack() as shift:
-                worker = start(shift, env, "worker", "start", "--pool", POOL)
+            with ended(start(env, "worker", "start", "--pool", POOL, "--name", WORKER)) as worker:
                 while server.poll() is None and worker.poll() is None:
                     time.sleep(1)
             # a run whose worker is gone ends with it, and the next one needs a new worker
@@ -112,7 +106,7 @@ def main() -> None:
     parser = ArgumentParser("python -m flows.schedule", description=__doc__)
     parser.add_argument("--port", type=int, default=4200, help="of the server, on loopback (default: 4200)")
     arguments = parser.parse_args()
-    with reported("schedule"):
+    with reported("schedule"), interruptible():
         serve(arguments.port)
 
 

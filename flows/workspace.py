@@ -1,5 +1,6 @@
 """Where a flow runs: in place, or in a checkout of its own that shares DVC's cache and is saved as an experiment."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -61,7 +62,9 @@ def check_out(project: Path, folder: Path) -> None:
     if (local := project / ".dvc/config.local").exists():
         shutil.copy(local, folder / ".dvc/config.local")
     with Repo(str(project)) as repo:
-        dvc(folder, "cache", "dir", "--local", repo.cache.local.path.removesuffix("/files/md5"))
+        cache = repo.cache.local.path.removesuffix("/files/md5")
+    # relative, for DVC can write only ASCII letters, and the project may be in any folder
+    dvc(folder, "cache", "dir", "--local", os.path.relpath(cache, folder))
     dvc(folder, "checkout", "--quiet", "--allow-missing")
 
 
@@ -76,11 +79,12 @@ def has_remote(folder: Path) -> bool:
     return bool(dvc(folder, "remote", "list"))
 
 
-def push(folder: Path, name: str) -> None:
-    """Push the data to DVC's remote and, where git has a remote too, the experiment to it."""
+def push(project: Path, folder: Path, name: str) -> None:
+    """Push the checkout's data to DVC's remote and, where git has a remote too, the experiment to it."""
     dvc(folder, "push")
-    for remote in command(folder, "git", "remote").splitlines()[:1]:
-        dvc(folder, "exp", "push", "--no-cache", remote, name)
+    for remote in command(project, "git", "remote").splitlines()[:1]:
+        # from the project's folder: in a worktree of a shallow clone DVC looks for commits that are not there
+        dvc(project, "exp", "push", "--no-cache", remote, name)
 
 
 def remove(project: Path, folder: Path) -> None:

@@ -118,3 +118,19 @@ def test_refused_params_stop_before_any_work(clone: Clone, params: dict[str, obj
     assert "seed: found -1, input should be greater than or equal to 0" in done.stdout
     assert "Traceback" not in done.stdout
     assert not (clone.folder / "artifacts/raw/tiny").exists()
+
+
+def test_raw_data_stay_out_of_git_even_where_their_first_run_fails(clone: Clone, params: dict[str, Any]) -> None:
+    """DVC takes its entries in .gitignore back when a run fails."""
+    params["normalize"]["class_share"] = {"min": 0.15, "max": 0.2}
+    write_params(params, clone.folder)
+    assert "Running stage 'normalize'" in clone.run("dvc", "repro", "normalize", check=False).stdout
+    assert any((clone.folder / "artifacts/raw/tiny").iterdir())
+    assert clone.run("git", "status", "--porcelain", "artifacts/raw").stdout == ""
+    clone.run("git", "add", "--all")
+    clone.run("git", "commit", "--quiet", "--message=a data set that is refused")
+
+    params["normalize"]["class_share"] = {"min": 0.05, "max": 0.2}
+    write_params(params, clone.folder)
+    clone.run("dvc", "repro", "normalize")
+    assert clone.run("git", "status", "--porcelain", "artifacts/raw").stdout == ""

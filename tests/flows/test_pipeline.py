@@ -1,12 +1,14 @@
 """The flow in processes of its own, as a user starts it, against a real server."""
 
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -17,7 +19,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, Fl
 from prefect.client.schemas.objects import FlowRun
 
 from flows.notify import WEBHOOK
-from tests.conftest import Clone, wait_for, write_params
+from tests.conftest import PROJECT, Clone, wait_for, write_params
 from tests.flows.conftest import times
 
 FLOW = ("python", "-m", "flows.pipeline")
@@ -196,6 +198,62 @@ def test_no_process_survives_the_flow(clone: Clone, prefect_env: dict[str, str],
     clone.run("git", "checkout", "--quiet", "params.yaml")
     clone.run("dvc", "repro", "train")
     assert "up to date" in clone.run("dvc", "status", "train").stdout
+
+
+def is_importing(flow: psutil.Process, _: Path) -> bool:
+    """Polars is among the last imports, and has a handler of its own for ctrl-C."""
+    return any("polars" in mapped.path for mapped in flow.memory_maps())
+
+
+def is_starting_its_server(flow: psutil.Process, _: Path) -> bool:
+    return any("server" in child.cmdline() for child in flow.children(recursive=True))
+
+
+def is_running_a_stage(_: psutil.Process, log: Path) -> bool:
+    return "Running stage 'b'" in log.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moment", "told"),
+    [
+        (is_importing, ""),
+        (is_starting_its_server, "pipeline: interrupted\n"),
+        (is_running_a_stage, "pipeline: interrupted\n"),
+    ],
+)
+def test_ctrl_c_without_a_server_brings_the_prompt_back_in_seconds(
+    project: Clone, tmp_path: Path, moment: Callable[[psutil.Process, Path], bool], told: str
+) -> None:
+    """The whole process group hears it, as in a terminal."""
+    log = tmp_path / "flow.log"
+    with log.open("w") as output:
+        flow = subprocess.Popen(
+            [sys.executable, "-m", "flows.pipeline"], cwd=project.folder, stdout=output, stderr=output,
+            env=project.environment({"PREFECT_HOME": str(tmp_path / "home")}), process_group=0,
+        )  # fmt: skip
+    try:
+        process = psutil.Process(flow.pid)
+        wait_for(lambda: flow.poll() is not None or moment(process, log), 200, moment.__name__)
+        family = process.children(recursive=True)
+        os.killpg(flow.pid, signal.SIGINT)
+        assert flow.wait(timeout=30) == 130
+        assert psutil.wait_procs(family, timeout=20)[1] == []
+    finally:
+        flow.kill()
+        flow.wait()
+    assert "Traceback" not in log.read_text()
+    assert log.read_text().endswith(told)
+    assert (log.read_text() == "") == (told == "")
+    project.run("dvc", "repro")
+
+
+def test_a_run_whose_worker_died_while_it_started_ends() -> None:
+    run = "import time; from flows.pipeline import end_with_the_worker; end_with_the_worker(); time.sleep(600)"
+    worker = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {run!r}], stdout=2).pid)"
+    env = Clone.environment({"PREFECT__WORKER_NAME": "dead"})
+    done = subprocess.run([sys.executable, "-c", worker], cwd=PROJECT, env=env, check=True, stdout=subprocess.PIPE)
+    wait_for(lambda: not psutil.pid_exists(int(done.stdout)), 100, "its end")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from flows import schedule
+from flows import schedule, server
 from tests.conftest import Clone, wait_for
 from tests.flows.conftest import free_port
 from tests.flows.test_schedule import finished, start_run
@@ -66,14 +66,14 @@ def test_two_workers_on_postgresql(
     monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", database)
     monkeypatch.chdir(project.folder)
     port = free_port()
-    env = schedule.environment(project.folder, port)
+    env = server.environment(project.folder, port)
     with ExitStack() as stack:
-        server = schedule.start(stack, env, "server", "start", "--host", "127.0.0.1", "--port", str(port))
-        schedule.wait_until_healthy(server, env)
+        stack.enter_context(schedule.ended(server.start_server(env, port)))
         schedule.prefect(env, "work-pool", "create", schedule.POOL, "--type", "process")
         schedule.prefect(env, "deploy", "--all")
         for worker in ("first", "second"):
-            schedule.start(stack, env, "worker", "start", "--pool", schedule.POOL, "--name", worker, "--limit", "1")
+            options = ["--pool", schedule.POOL, "--name", worker, "--limit", "1"]
+            stack.enter_context(schedule.ended(server.start(env, "worker", "start", *options)))
         with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
             runs = [start_run(client, {"force": True}) for _ in range(2)]
             ended = [wait_for(partial(finished, client, run), 300, "both runs") for run in runs]

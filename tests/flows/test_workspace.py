@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from pathlib import Path
 from threading import Barrier
 
@@ -96,6 +97,26 @@ def test_push_to_a_folder_and_a_git_remote(project: Clone, prefect_env: dict[str
     name = run_name(project.run(*ISOLATED, env=prefect_env).stdout)
     assert sum(path.is_file() for path in (tmp_path / "store/files/md5").rglob("*")) == 4
     assert name in project.run("dvc", "exp", "list", "origin", "--name-only").stdout
+
+
+def test_push_from_a_shallow_clone_in_any_folder(
+    project: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.run("git", "commit", "--quiet", "--allow-empty", "--message=another revision")
+    project.run("git", "clone", "--quiet", "--bare", ".", str(tmp_path / "origin.git"))
+    shallow = copy(project)
+    shallow.folder = tmp_path / "Jörgs Kopie"
+    author = ("--config=user.name=Test", "--config=user.email=test@localhost")
+    source = f"file://{tmp_path}/origin.git"
+    project.run("git", "clone", "--quiet", "--depth=1", *author, source, str(shallow.folder))
+    shallow.run("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
+    monkeypatch.setenv("LC_ALL", "C")
+    with workspace.isolated(shallow.folder, "brave-otter") as folder:
+        workspace.dvc(folder, "repro", "--quiet")
+        workspace.save(folder, "brave-otter")
+        workspace.push(shallow.folder, folder, "brave-otter")
+    assert sum(path.is_file() for path in (tmp_path / "store/files/md5").rglob("*")) == 4
+    assert "brave-otter" in shallow.run("dvc", "exp", "list", "origin", "--name-only").stdout
 
 
 def test_push_to_s3(project: Clone, prefect_env: dict[str, str], s3_endpoint: str) -> None:

@@ -1,0 +1,77 @@
+"""Prefect's server and worker as processes that end with whoever started them."""
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+
+from flows import leash
+from stages.core.errors import UserError
+
+PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
+HOST = "127.0.0.1"
+START_S = 120  # for a server's first start, which creates its database
+
+
+def environment(project: Path, port: int) -> dict[str, str]:
+    """Return the environment of all that is started here; what the user has set stays."""
+    defaults = {
+        "PREFECT_HOME": str(project / ".prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # A run that waits for its turn is put off this long, and a worker looks 10 s ahead: it asks again after 5 s.
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "15",
+        "DO_NOT_TRACK": "1",
+    }
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**defaults, **os.environ, "PATH": programs, "PREFECT_API_URL": f"http://{HOST}:{port}/api"}
+
+
+def start(env: dict[str, str], *arguments: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a prefect command.
+
+    It ends, with its descendants, when its standard input is closed or this process dies.
+    """
+    return subprocess.Popen(
+        [sys.executable, leash.__file__, *PREFECT, *arguments],
+        env=env,
+        stdin=subprocess.PIPE,
+        stdout=stdout,
+        start_new_session=True,  # ctrl-C is ours to handle
+    )
+
+
+def start_server(env: dict[str, str], port: int, *options: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
+    """Start a server on loopback and return it once it answers."""
+    server = start(env, "server", "start", "--host", HOST, "--port", str(port), *options, stdout=stdout)
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if server.poll() is not None:
+            raise UserError(f"the Prefect server ended with status {server.returncode}; is port {port} taken?")
+        try:
+            if httpx.get(f"{env['PREFECT_API_URL']}/health").is_success:
+                return server
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise UserError(f"the Prefect server did not answer within {START_S} s")
+
+
+def start_temporary_server() -> str:
+    """Start a server that ends with this process, and return the address of its API.
+
+    The temporary server that Prefect itself starts is in the terminal's process group: ctrl-C ends it together with the
+    run, which then waits for minutes to report its own end.
+    """
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    env = environment(Path.cwd(), port)
+    server = start_server(env, port, "--no-ui", "--log-level", "ERROR", stdout=subprocess.DEVNULL)
+    assert server.stdin
+    atexit.register(server.stdin.close)  # not sooner: Prefect sends its last log lines when the process exits
+    return env["PREFECT_API_URL"]

@@ -1,0 +1,57 @@
+"""DVC's list of who reads and writes what: an unreadable one is removed, and only that."""
+
+import json
+import os
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from dvc.lock import make_lock
+
+from flows.rwlock import remove_torn_rwlock
+from tests.conftest import Clone, wait_for
+
+TORN = ["", '{"write": {"/project/b.txt": {"pid": 4', "{}{}"]
+
+
+@pytest.fixture
+def rwlock(project: Clone) -> Path:
+    """The path of the list, in a project that DVC has worked on."""
+    project.run("dvc", "status")
+    return project.folder / ".dvc/tmp/rwlock"
+
+
+@pytest.mark.parametrize("content", TORN)
+def test_dvc_works_again_once_a_torn_list_is_removed(project: Clone, rwlock: Path, content: str) -> None:
+    rwlock.write_text(content)
+    assert "Unable to read RWLock-file" in project.run("dvc", "status", check=False).stdout
+    remove_torn_rwlock(project.folder)
+    project.run("dvc", "status")
+
+
+def test_make_run_goes_on_after_a_torn_list(project: Clone, rwlock: Path) -> None:
+    (project.folder / ".venv").mkdir()
+    (project.folder / ".venv/installed").touch()
+    rwlock.write_text("")
+    done = project.run("make", "run", check=False)  # these stages write no metrics to sum up
+    assert "removed .dvc/tmp/rwlock" in done.stdout
+    assert "Running stage 'd'" in done.stdout
+
+
+def test_a_readable_list_stays(project: Clone, rwlock: Path) -> None:
+    content = json.dumps({"write": {str(project.folder / "b.txt"): {"pid": os.getpid(), "cmd": "dvc repro"}}})
+    rwlock.write_text(content)
+    remove_torn_rwlock(project.folder)
+    assert rwlock.read_text() == content
+
+
+def test_a_list_that_dvc_is_writing_is_waited_for(project: Clone, rwlock: Path) -> None:
+    rwlock.write_text("")
+    with make_lock(str(rwlock.with_name("rwlock.lock"))):
+        waiting = Thread(target=remove_torn_rwlock, args=[project.folder])
+        waiting.start()
+        waiting.join(1)
+        assert waiting.is_alive()
+        rwlock.write_text("{}")
+    wait_for(lambda: not waiting.is_alive(), 20, "its end")
+    assert rwlock.read_text() == "{}"
