@@ -11,7 +11,8 @@ import subprocess
 import sys
 import time
 from argparse import ArgumentParser
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from statistics import median
 
 import torch
@@ -24,7 +25,7 @@ from stages.core.threads import sharing_cores
 
 EPOCHS = 3  # in each third
 COMPETITORS = max(1, (os.cpu_count() or 1) // 2)
-WAITS = {"follow": sharing_cores, "long": nullcontext}
+WAITS: dict[str, Callable[[], AbstractContextManager[object]]] = {"follow": sharing_cores, "long": nullcontext}
 
 
 def run_once(waits: str, seed: int) -> list[float]:

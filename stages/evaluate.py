@@ -34,6 +34,7 @@ from stages.core.provenance import made_from
 from stages.core.runtime import pick_device
 from stages.core.sums import digest, record, verify
 from stages.core.tensors import read_tensors
+from stages.core.threads import sharing_cores
 from stages.core.timing import timed
 
 MODEL = Path("artifacts/model/model.pt")
@@ -131,5 +132,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("evaluate"), timed("evaluate"), alone("evaluate"):
+    with reported("evaluate"), timed("evaluate"), alone("evaluate"), sharing_cores():
         main()

@@ -20,6 +20,7 @@ from stages.core.datasets import normalize_pixels
 from stages.core.errors import reported
 from stages.core.params import load_params
 from stages.core.sums import record, sha256, verify
+from stages.core.threads import sharing_cores
 from stages.core.timing import timed
 
 MODEL = Path("artifacts/model/model.pt")
@@ -101,5 +102,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("export"), timed("export"), alone("export"):
+    with reported("export"), timed("export"), alone("export"), sharing_cores():
         main()

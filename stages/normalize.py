@@ -25,6 +25,7 @@ from stages.core.params import ClassShare, load_params
 from stages.core.provenance import made_from
 from stages.core.sums import digest, record, verify
 from stages.core.tensors import validate_tensors, write_tensors
+from stages.core.threads import sharing_cores
 from stages.core.timing import timed
 
 NORMALIZED = Path("artifacts/normalized")
@@ -136,5 +137,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("normalize"), timed("normalize"), alone("normalize"):
+    with reported("normalize"), timed("normalize"), alone("normalize"), sharing_cores():
         main()

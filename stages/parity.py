@@ -29,6 +29,7 @@ from stages.core.params import load_params
 from stages.core.provenance import made_from
 from stages.core.sums import record, verify
 from stages.core.tensors import read_tensors, validate_tensors
+from stages.core.threads import sharing_cores
 from stages.core.timing import timed
 
 ONNX = Path("artifacts/onnx/model.onnx")
@@ -163,5 +164,5 @@ def reasons_against(report: dict[str, Any], tolerance: float) -> list[str]:
 
 
 if __name__ == "__main__":
-    with reported("parity"), timed("parity"), alone("parity"):
+    with reported("parity"), timed("parity"), alone("parity"), sharing_cores():
         main()

@@ -48,6 +48,7 @@ from stages.core.provenance import describe
 from stages.core.runtime import CudaGraph, autocast_dtype, fits, group, joined, launch, pick_device, place, tune_process
 from stages.core.sums import digest, record, verify
 from stages.core.tensors import read_tensors
+from stages.core.threads import sharing_cores
 from stages.core.timing import timed
 
 NORMALIZED = Path("artifacts/normalized")
@@ -470,5 +471,5 @@ def save(
 if __name__ == "__main__":
     with reported("train"):
         if not launch("stages.train", params.load_params()):
-            with timed("train"), alone("train"):
+            with timed("train"), alone("train"), sharing_cores():
                 main()
