@@ -144,7 +144,7 @@ def finished(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
 def check_next_run(schedule: Schedule) -> None:
     """The next run is good, and starts long before a dead one's claim on the queue expires, which takes 300 s."""
     good = start_run(schedule.client, {"recipe": "article"})
-    ended = wait_for(lambda: finished(schedule.client, good), 120, "the next run")
+    ended = wait_for(lambda: finished(schedule.client, good), 240, "the next run")
     assert ended.state.is_completed(), schedule.log.read_text()
     assert good.name in schedule.project.run("dvc", "exp", "list", "--name-only").stdout
 
