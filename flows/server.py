@@ -15,7 +15,7 @@ from stages.core.errors import UserError
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 HOST = "127.0.0.1"
-START_S = 120  # for a server's first start, which creates its database
+START_S = 300  # for a server's first start on a busy machine, which creates its database
 
 
 def environment(project: Path, port: int) -> dict[str, str]:

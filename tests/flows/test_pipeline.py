@@ -235,6 +235,7 @@ def test_ctrl_c_without_a_server_brings_the_prompt_back_in_seconds(
     try:
         process = psutil.Process(flow.pid)
         wait_for(lambda: flow.poll() is not None or moment(process, log), 200, moment.__name__)
+        assert flow.poll() is None, log.read_text()
         family = process.children(recursive=True)
         os.killpg(flow.pid, signal.SIGINT)
         assert flow.wait(timeout=30) == 130

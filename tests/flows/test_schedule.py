@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,9 +51,17 @@ class Schedule(NamedTuple):
 
     def worker(self) -> psutil.Process:
         """Return the worker; its leash is `python .../leash.py python -m prefect ...`."""
-        commands = {process: process.cmdline() for process in self.process.children(recursive=True)}
-        (worker,) = (process for process, words in commands.items() if "worker" in words and words[1] == "-m")
+        commands = self.commands().items()
+        (worker,) = (process for process, words in commands if "worker" in words and words[1] == "-m")
         return worker
+
+    def commands(self) -> dict[psutil.Process, list[str]]:
+        """Return the descendants that are alive with their command lines."""
+        found = {}
+        for process in self.process.children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                found[process] = process.cmdline()
+        return found
 
 
 def make_project(folder: Path, idx: Path) -> Clone:
@@ -130,8 +138,8 @@ def start_endless_run(schedule: Schedule) -> tuple[FlowRun, psutil.Process]:
 
     def stage() -> psutil.Process | None:
         assert not finished(schedule.client, run), schedule.log.read_text()
-        family = schedule.process.children(recursive=True)
-        return next((process for process in family if process.cmdline()[-1:] == ["train.py"]), None)
+        commands = schedule.commands().items()
+        return next((process for process, words in commands if words[-1:] == ["train.py"]), None)
 
     return run, wait_for(stage, 120, "the stage")
 
@@ -144,7 +152,7 @@ def finished(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
 def check_next_run(schedule: Schedule) -> None:
     """The next run is good, and starts long before a dead one's claim on the queue expires, which takes 300 s."""
     good = start_run(schedule.client, {"recipe": "article"})
-    ended = wait_for(lambda: finished(schedule.client, good), 120, "the next run")
+    ended = wait_for(lambda: finished(schedule.client, good), 240, "the next run")
     assert ended.state.is_completed(), schedule.log.read_text()
     assert good.name in schedule.project.run("dvc", "exp", "list", "--name-only").stdout
 
@@ -187,9 +195,8 @@ def test_a_run_ends_with_its_worker_and_the_next_one_is_good(schedule: Schedule)
 
 def test_a_run_whose_worker_dies_before_it_starts_does_not_hold_the_queue(schedule: Schedule) -> None:
     client = schedule.client
-    other = client.create_flow_run_from_deployment(
-        client.read_deployment_by_name("predict/predict").id, state=Pending()
-    )
+    predict = client.read_deployment_by_name("predict/predict").id
+    other = client.create_flow_run_from_deployment(predict, parameters={"folder": "."}, state=Pending())
     client.update_flow_run_labels(other.id, {"prefect.worker.name": "of another machine"})
     doomed = start_run(client, ENDLESS)
     wait_for(lambda: client.read_flow_run(doomed.id).state_type == StateType.PENDING, 60, "a pending run")
