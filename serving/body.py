@@ -175,8 +175,9 @@ def parse_pixels(content: bytes, height: int, width: int) -> NDArray[np.uint8]:
             found = f"{len(rows)} rows of {' or '.join(map(str, sorted(widths))) or 'no'} pixels"
             raise HTTPException(422, f"images.{index}: has {found}, allowed are {height} rows of {width} pixels")
     images_NHW = np.array(images, np.uint8)
-    for index in np.flatnonzero(images_NHW.min(axis=(1, 2)) == images_NHW.max(axis=(1, 2))):
-        raise HTTPException(422, f"images.{index}: {BLANK}")
+    blank_N = images_NHW.min(axis=(1, 2)) == images_NHW.max(axis=(1, 2))
+    if blank_N.any():
+        raise HTTPException(422, f"images.{blank_N.argmax()}: {BLANK}")
     return images_NHW
 
 

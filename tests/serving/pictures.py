@@ -1,6 +1,7 @@
 """Hooks of schemathesis: what the pictures may be, and that no image is blank, which a schema cannot rule out."""
 
 import io
+from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
@@ -26,8 +27,9 @@ for media_type, kind in {**MEDIA_TYPES, ", ".join(MEDIA_TYPES): "PNG"}.items():
 
 
 @schemathesis.hook
-def before_call(context: schemathesis.HookContext, case: schemathesis.Case, kwargs: dict[str, object]) -> None:
+def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any], kwargs: dict[str, Any]) -> None:
     assert case.meta is not None
     if case.meta.generation.mode.is_positive and case.media_type == "application/json":
-        for image in case.body["images"]:
+        body: Any = case.body
+        for image in body["images"]:
             image[0][:2] = [0, 255]

@@ -87,7 +87,9 @@ def test_an_empty_page_of_16_bits_is_blank() -> None:
     assert fit(decode(encode(Image.fromarray(noise[0])), "a")[None], 28, 28, centre_ink=True)[1].all()
 
 
-@pytest.mark.parametrize("levels", [np.float32([[0, 0.5]]), np.int32([[-1, 5]])], ids=["fractions", "negative"])
+@pytest.mark.parametrize(
+    "levels", [np.array([[0, 0.5]], np.float32), np.array([[-1, 5]], np.int32)], ids=["fractions", "negative"]
+)
 def test_levels_without_a_known_range_are_refused(levels: NDArray[Any]) -> None:
     with pytest.raises(UserError, match=r"^a cannot be read: its pixels are fractions or negative"):
         decode(encode(Image.fromarray(levels), "TIFF"), "a")
@@ -297,7 +299,8 @@ def test_any_picture_gives_an_image(height: int, width: int, seed: int, dots: in
     picture[generator.integers(height, size=dots), generator.integers(width, size=dots)] = generator.integers(256)
     for centre_ink in (True, False):
         images, _ = fit(picture[None], 28, 28, centre_ink=centre_ink)
-        assert (images.shape, images.dtype) == ((1, 28, 28), np.uint8)
+        assert images.shape == (1, 28, 28)
+        assert images.dtype == np.uint8
 
 
 def test_specks_far_apart() -> None:
