@@ -3,11 +3,6 @@
 `python -m flows.pipeline` runs it once, in place; prefect.yaml deploys it.
 """
 
-from flows.interrupt import exit_on_interrupt, interruptible
-
-if __name__ == "__main__":
-    exit_on_interrupt()
-
 import os
 import re
 import signal
@@ -40,6 +35,7 @@ from flows.rwlock import remove_torn_rwlock
 from flows.server import start_temporary_server
 from flows.stage import Outcome, StageError, StageRunner
 from stages.core.errors import UserError, reported
+from stages.core.interrupt import interruptible
 from stages.core.params import PARAMS, load_params, override_params, parse_yaml
 
 

@@ -3,7 +3,6 @@
 prefect.yaml deploys the same as a flow.
 """
 
-import signal
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import cast
@@ -96,8 +95,6 @@ def main() -> None:
         "-b", "--batch-size", type=int, default=BATCH_SIZE, help=f"images answered together (default: {BATCH_SIZE})"
     )
     arguments = parser.parse_args()
-    # polars has put its own handler here, after which a wait without a time limit is not interrupted any more
-    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGINT))
     columns = (TextColumn("predict"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with reported("predict"):

@@ -3,11 +3,6 @@
 A Prefect server on loopback with its data in .prefect/, the work pool, the deployments of prefect.yaml and a worker.
 """
 
-from flows.interrupt import exit_on_interrupt, interruptible
-
-if __name__ == "__main__":
-    exit_on_interrupt()
-
 import signal
 import subprocess
 import sys
@@ -32,6 +27,7 @@ from prefect.states import Crashed
 from flows.server import HOST, PREFECT, environment, start, start_server
 from stages.core.artifacts import locked
 from stages.core.errors import UserError, reported
+from stages.core.interrupt import interruptible
 
 POOL = "vision-pipeline"
 WORKER = "schedule"

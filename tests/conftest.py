@@ -25,8 +25,18 @@ from stages.core.datasets import FILES, write_idx
 from tests.browser import ARGUMENTS, find_browser
 
 pytest_plugins = ["tests.faults.counts"]
+SERVERS = {"prefect_env", "s3_endpoint", "browser"}  # fixtures that start one, which takes long
 PROJECT = Path(__file__).parent.parent
 CLASSES = [str(digit) for digit in range(10)]
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is not asked for is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that use a server as slow, and have one process of the run start each server for all of them."""
+    for item in items:
+        for server in SERVERS.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.xdist_group(server))
 
 
 def make_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -125,6 +125,7 @@ def test_refused_params_stop_before_any_work(clone: Clone, params: dict[str, obj
     assert not (clone.folder / "artifacts/raw/tiny").exists()
 
 
+@pytest.mark.slow
 def test_raw_data_stay_out_of_git_before_dvc_knows_them(clone: Clone) -> None:
     """A kill of `dvc repro` at the end of the stage leaves them so."""
     clone.run("python", "-m", "stages.download")

@@ -32,10 +32,18 @@ def interrupt(command: list[str], folder: Path, library: str) -> subprocess.Comp
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what a process has loaded")
-@pytest.mark.parametrize("library", ["pydantic_core", "polars", "libtorch_cpu"])
-@pytest.mark.parametrize("stage", ["download", "train"])
-def test_a_stage_interrupted_while_it_imports_is_silent(tmp_path: Path, stage: str, library: str) -> None:
-    done = interrupt(["-m", f"stages.{stage}"], tmp_path, library)
+@pytest.mark.parametrize(
+    ("program", "library"),
+    [
+        ("stages.download", "pydantic_core"),
+        ("stages.train", "polars"),
+        ("stages.train", "libtorch_cpu"),
+        ("flows.predict", "polars"),
+        ("serving.app", "pydantic_core"),
+    ],
+)
+def test_a_program_interrupted_while_it_imports_is_silent(tmp_path: Path, program: str, library: str) -> None:
+    done = interrupt(["-m", program], tmp_path, library)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 

@@ -463,6 +463,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 def test_a_new_model_is_served_under_load_and_a_bad_one_is_not(own_service: Service) -> None:
     old = OnnxModel(DIGITS).sha256
     answers: list[tuple[int, str]] = []
@@ -585,6 +586,7 @@ def test_what_a_request_holds_is_not_logged(own_service: Service) -> None:
     assert secret not in own_service.output()
 
 
+@pytest.mark.slow
 def test_what_openapi_says_holds(service: Service, tmp_path: Path) -> None:
     """schemathesis sends what the description allows and what it does not, and finds nothing wrong in the answers."""
     done = subprocess.run(
