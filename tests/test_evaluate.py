@@ -16,7 +16,7 @@ from stages.core.checkpoint import build, load_checkpoint, save_checkpoint
 from stages.core.errors import UserError
 from stages.core.inference import infer
 from stages.core.tensors import read_tensors, write_tensors
-from tests.conftest import tiny_params, write_params
+from tests.conftest import make_once, tiny_params, write_params
 
 # the predicted class has probability 1/2, the two others 1/4 each
 LABELS = torch.tensor([0, 0, 0, 0, 1, 2])
@@ -26,18 +26,20 @@ LOGITS = torch.full((6, 3), 0.25).scatter(1, PREDICTED.unsqueeze(1), 0.5).log()
 
 @pytest.fixture(scope="module")
 def evaluated(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all stages up to the evaluation ran; not to be written to."""
-    folder = tmp_path_factory.mktemp("evaluated")
-    params = tiny_params(tiny_idx)
-    # a model that errs at times
-    params["recipe"] = "article"
-    params["recipes"]["article"]["optimizer"]["lr"] = 0.006
-    write_params(params, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for stage in (download, normalize, train, evaluate):
-            stage.main()
-    return folder
+    """Return a folder in which all stages up to the evaluation ran; do not write to it."""
+
+    def make(folder: Path) -> None:
+        params = tiny_params(tiny_idx)
+        # a model that errs at times
+        params["recipe"] = "article"
+        params["recipes"]["article"]["optimizer"]["lr"] = 0.006
+        write_params(params, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            for stage in (download, normalize, train, evaluate):
+                stage.main()
+
+    return make_once(tmp_path_factory, "evaluated", make)
 
 
 @pytest.fixture

@@ -15,21 +15,23 @@ from stages import download, export, normalize, train
 from stages.core.checkpoint import load_checkpoint
 from stages.core.errors import UserError
 from stages.core.sums import record, sums_of
-from tests.conftest import CLASSES, PROJECT, make_images, tiny_params, write_params
+from tests.conftest import CLASSES, PROJECT, make_images, make_once, tiny_params, write_params
 
 
 @pytest.fixture(scope="module")
 def exported(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all stages up to the export ran; not to be written to."""
-    folder = tmp_path_factory.mktemp("exported")
-    params = tiny_params(tiny_idx)
-    params["recipe"] = "convnet"
-    write_params(params, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for stage in (download, normalize, train, export):
-            stage.main()
-    return folder
+    """Return a folder in which all stages up to the export ran; do not write to it."""
+
+    def make(folder: Path) -> None:
+        params = tiny_params(tiny_idx)
+        params["recipe"] = "convnet"
+        write_params(params, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            for stage in (download, normalize, train, export):
+                stage.main()
+
+    return make_once(tmp_path_factory, "exported", make)
 
 
 @pytest.fixture(scope="module")

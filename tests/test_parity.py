@@ -19,7 +19,7 @@ from stages.core.datasets import FILES, RAW, read_idx, write_idx
 from stages.core.errors import UserError
 from stages.core.params import load_params, override_params
 from stages.core.sums import record
-from tests.conftest import PROJECT, tiny_params, write_params
+from tests.conftest import PROJECT, make_once, tiny_params, write_params
 
 OPSET = 20
 REPORT = {
@@ -32,18 +32,20 @@ REPORT = {
 
 @pytest.fixture(scope="module")
 def shipped(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all stages up to the export ran; not to be written to."""
-    folder = tmp_path_factory.mktemp("shipped")
-    params = tiny_params(tiny_idx)
-    params["recipe"] = "convnet"
-    params["recipes"]["convnet"]["model"]["channels"] = [[8], [16], [24]]
-    params["parity"]["noise_images"] = 50
-    write_params(params, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for stage in (download, normalize, train, evaluate, export):
-            stage.main()
-    return folder
+    """Return a folder in which all stages up to the export ran; do not write to it."""
+
+    def make(folder: Path) -> None:
+        params = tiny_params(tiny_idx)
+        params["recipe"] = "convnet"
+        params["recipes"]["convnet"]["model"]["channels"] = [[8], [16], [24]]
+        params["parity"]["noise_images"] = 50
+        write_params(params, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            for stage in (download, normalize, train, evaluate, export):
+                stage.main()
+
+    return make_once(tmp_path_factory, "shipped", make)
 
 
 @pytest.fixture
@@ -248,11 +250,13 @@ def test_every_recipe_is_proved(
 
 @pytest.fixture(scope="module")
 def prepared(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with normalized data; not to be written to."""
-    folder = tmp_path_factory.mktemp("prepared")
-    write_params(tiny_params(tiny_idx), folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        for stage in (download, normalize):
-            stage.main()
-    return folder
+    """Return a folder with normalized data; do not write to it."""
+
+    def make(folder: Path) -> None:
+        write_params(tiny_params(tiny_idx), folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            for stage in (download, normalize):
+                stage.main()
+
+    return make_once(tmp_path_factory, "prepared", make)

@@ -115,6 +115,7 @@ def test_an_override_changes_one_line_and_a_refused_one_loses_nothing(clone: Clo
     assert contents(clone.folder, NORMALIZED) == written
 
 
+@pytest.mark.slow
 def test_refused_params_stop_before_any_work(clone: Clone, params: dict[str, object]) -> None:
     params["seed"] = -1
     write_params(params, clone.folder)

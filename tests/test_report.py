@@ -22,7 +22,7 @@ from stages.core.checkpoint import load_checkpoint
 from stages.core.errors import UserError
 from stages.core.params import Unsure
 from stages.core.sums import record
-from tests.conftest import PROJECT, tiny_params, write_params
+from tests.conftest import PROJECT, make_once, tiny_params, write_params
 
 HOSTILE = "<img src=x onerror=alert(1)> | </script>"
 LONG = "x" * 90
@@ -31,22 +31,24 @@ CHARTS = ["accuracy", "balance", "brightness", "calibration", "confidences", "co
 
 @pytest.fixture(scope="module")
 def proved(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all stages ran, two classes with bad names, beside an old baseline; not to be written to."""
-    folder = tmp_path_factory.mktemp("proved")
-    params = tiny_params(tiny_idx)
-    params["datasets"]["tiny"]["classes"] = [*"01234567", LONG, HOSTILE]
-    # a model that errs at times
-    params["recipe"] = "article"
-    params["recipes"]["article"]["optimizer"]["lr"] = 0.006
-    write_params(params, folder)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        baseline = report.BASELINE / "tiny" / "evaluation.json"
-        baseline.parent.mkdir(parents=True)
-        baseline.write_text('{"recall": 0.98765}')
-        for stage in (download, normalize, train, evaluate, export, parity, report):
-            stage.main()
-    return folder
+    """Return a folder in which all stages ran, with two badly named classes and an old baseline; do not write to it."""
+
+    def make(folder: Path) -> None:
+        params = tiny_params(tiny_idx)
+        params["datasets"]["tiny"]["classes"] = [*"01234567", LONG, HOSTILE]
+        # a model that errs at times
+        params["recipe"] = "article"
+        params["recipes"]["article"]["optimizer"]["lr"] = 0.006
+        write_params(params, folder)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.chdir(folder)
+            baseline = report.BASELINE / "tiny" / "evaluation.json"
+            baseline.parent.mkdir(parents=True)
+            baseline.write_text('{"recall": 0.98765}')
+            for stage in (download, normalize, train, evaluate, export, parity, report):
+                stage.main()
+
+    return make_once(tmp_path_factory, "proved", make)
 
 
 @pytest.fixture

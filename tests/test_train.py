@@ -200,7 +200,12 @@ def test_augmentation_is_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> N
     assert all(precise)
 
 
-@pytest.mark.parametrize("model", OTHERS, ids=lambda model: model["name"])
+@pytest.mark.parametrize(
+    "model",
+    # A processor without bfloat16 takes long for a large network in it.
+    [pytest.param(model, marks=pytest.mark.slow) if model["name"] == "resnet" else model for model in OTHERS],
+    ids=lambda model: model["name"],
+)
 def test_bfloat16_computes_nearly_the_same(model: dict[str, Any]) -> None:
     if model["name"] == "lstm" and autocast_dtype("auto", torch.device("cpu")) != torch.bfloat16:
         pytest.skip("an LSTM takes bfloat16 on processors alone that have it")

@@ -52,6 +52,7 @@ def test_auto_on_cuda_is_what_it_computes_in() -> None:
     assert autocast_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if native else torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory is kept by glibc")
 def test_memory_that_was_freed_is_kept_for_the_next_tensor() -> None:
     # in a process of its own: what it sets stays. The first tensors find small objects in the way of the freed memory

@@ -78,6 +78,7 @@ def test_time_without_a_core_only_grows() -> None:
     assert 0 <= before <= threads.seconds_without_core()
 
 
+@pytest.mark.slow
 def test_waits_are_short_while_the_threads_wait_for_cores_and_long_again_afterwards(tmp_path: Path) -> None:
     """More threads than cores are what makes GNU's OpenMP wait for a short time."""
     statistics = tmp_path / "tasks/1/schedstat"

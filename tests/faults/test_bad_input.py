@@ -191,6 +191,7 @@ def test_no_file(faults: Faults, tmp_path: Path) -> None:
             load_params(tmp_path / name)
 
 
+@pytest.mark.slow
 @fuzzed_slowly
 @given(st.sampled_from(FIELDS), VALUES)
 def test_any_override(faults: Faults, tmp_path: Path, field: str, value: Any) -> None:
@@ -288,6 +289,7 @@ SPLIT = st.tuples(  # images, their height and width, labels more than images, c
 )
 
 
+@pytest.mark.slow
 @fuzzed_slowly
 @given(SPLIT, SPLIT, st.floats(0, 1, exclude_min=True, exclude_max=True))
 def test_any_data_set(

@@ -20,10 +20,9 @@ import pytest
 
 from stages import download
 from stages.core.datasets import FILES
-from stages.core.errors import TemporaryError, UserError
+from stages.core.errors import TemporaryError, UserError, reported
 from tests.conftest import write_params
 from tests.faults.counts import Faults
-from tests.faults.processes import run
 from tests.test_download import add_wheel, assert_is_downloaded, pip_source, refused, set_sources, set_urls
 
 MEBIBYTE = 1 << 20
@@ -251,13 +250,15 @@ def test_nothing_at_the_address(faults: Faults, workspace: Path, params: dict[st
 
 @pytest.mark.usefixtures("workspace")
 @pytest.mark.parametrize(("fault", "status"), [("busy", os.EX_TEMPFAIL), ("missing", 1)])
-def test_exit_status(faults: Faults, params: dict[str, Any], server: Server, fault: str, status: int) -> None:
+def test_exit_status(  # noqa: PLR0917  # pytest calls it
+    faults: Faults, params: dict[str, Any], server: Server, fault: str, status: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     set_urls(params, f"http://127.0.0.1:{server.server_port}/{fault}")
     with faults.tried("server that fails, seen from outside"):
-        ended = run(Path.cwd(), "download")
-        assert ended.status == status, ended.output
-        assert "download: error: no source has delivered the data set" in ended.output
-        assert "Traceback" not in ended.output
+        with pytest.raises(SystemExit) as ended, reported("download"):
+            download.main()
+        assert ended.value.code == status
+        assert capsys.readouterr().err.startswith("download: error: no source has delivered the data set")
 
 
 def test_a_certificate_that_nobody_vouches_for(

@@ -51,6 +51,7 @@ def test_letting_go_ends_all_descendants(tmp_path: Path) -> None:
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids), 5, "the end of both")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
 def test_a_killed_starter_lets_go(tmp_path: Path, signal: str) -> None:
     command, notes = start(tmp_path)

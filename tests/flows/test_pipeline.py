@@ -90,6 +90,13 @@ def test_the_same_lock_file_as_dvc_repro(clone: Clone, prefect_env: dict[str, st
     assert (clone.folder / "dvc.lock").read_bytes() == lock
 
 
+def test_without_a_server_the_flow_starts_one_that_ends_with_it(project: Clone, tmp_path: Path) -> None:
+    done = project.run(*FLOW, "a", env={"PREFECT_HOME": str(tmp_path / "home")})
+    assert "Finished in state Completed" in done.stdout
+    assert (project.folder / "a.txt").exists()
+    assert not [each for each in psutil.process_iter(["cwd"]) if each.info["cwd"] == str(project.folder)]
+
+
 class Webhook(BaseHTTPRequestHandler):
     received: list[dict[str, object]]
 

@@ -184,6 +184,7 @@ def test_what_is_damaged_becomes_a_row(folder: Path, tmp_path: Path) -> None:
     assert errors.select(pl.col("label", "confidence", "unsure").null_count()).row(0) == (9, 9, 9)
 
 
+@pytest.mark.slow
 def test_killed_and_started_again(folder: Path, tmp_path: Path) -> None:
     for turn in range(20):
         write_idx(folder / f"more-{turn:03}-idx3-ubyte", IMAGES)

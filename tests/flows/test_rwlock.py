@@ -29,6 +29,7 @@ def test_dvc_works_again_once_a_torn_list_is_removed(project: Clone, rwlock: Pat
     project.run("dvc", "status")
 
 
+@pytest.mark.slow
 def test_make_run_goes_on_after_a_torn_list(project: Clone, rwlock: Path) -> None:
     (project.folder / ".venv").mkdir()
     (project.folder / ".venv/installed").touch()

@@ -99,6 +99,7 @@ def test_push_to_a_folder_and_a_git_remote(project: Clone, prefect_env: dict[str
     assert name in project.run("dvc", "exp", "list", "origin", "--name-only").stdout
 
 
+@pytest.mark.slow
 def test_push_from_a_shallow_clone_in_any_folder(
     project: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
