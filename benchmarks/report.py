@@ -11,10 +11,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
-from stages.core.provenance import processor
-
 PROJECT = Path(__file__).parent.parent
 
 
@@ -27,7 +23,11 @@ def revision() -> str:
 
 
 def conditions(*packages: str) -> str:
-    """The machine, the versions and the revision in one line."""
+    """Return the machine, the versions and the revision in one line."""
+    import torch  # noqa: PLC0415  # It takes seconds, and a table does not need it.
+
+    from stages.core.provenance import processor  # noqa: PLC0415  # It imports torch.
+
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     machine = f"{os.cpu_count()} cores ({processor()}){gpu}"
@@ -45,7 +45,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def path_of(name: str, suffix: str) -> Path:
-    """With a GPU the files are others: neither machine's figures replace the other's."""
+    """Return the file of a benchmark; with a GPU it is another one: neither machine's figures replace the other's."""
+    import torch  # noqa: PLC0415  # as above
+
     return PROJECT / "benchmarks" / f"{name}{'-cuda' if torch.cuda.is_available() else ''}.{suffix}"
 
 

@@ -1,11 +1,11 @@
 """A tiny data set of IDX files, a workspace that uses it, a clone of the project that does, and a browser."""
 
+# The process that hands out the tests imports this, too, before its workers start: what takes seconds is imported where
+# it is used.
+from __future__ import annotations
+
 import hashlib
 import os
-
-# Tests run beside each other, and threads that wait for each other starve there. Torch reads it when it is loaded.
-os.environ["OMP_NUM_THREADS"] = "1"
-
 import shutil
 import subprocess
 import sys
@@ -13,18 +13,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from playwright.sync_api import Browser, sync_playwright
 from ruamel.yaml import YAML
 
-from stages.core.artifacts import locked, remove
-from stages.core.datasets import FILES, write_idx
-from tests.browser import ARGUMENTS, find_browser
+if TYPE_CHECKING:
+    import torch
+    from playwright.sync_api import Browser
 
 pytest_plugins = ["tests.faults.counts"]
+os.environ["OMP_NUM_THREADS"] = "1"  # Tests run beside each other, and threads that wait for each other starve there.
 SERVERS = {"prefect_env", "s3_endpoint", "browser"}  # fixtures that start one, which takes long
 PROJECT = Path(__file__).parent.parent
 CLASSES = [str(digit) for digit in range(10)]
@@ -44,7 +43,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def make_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 [count, 28, 28] and labels, all classes equally often: a bright square's place tells the class."""
+    """Return images uint8 [count, 28, 28] and labels, each class equally often: a bright square's place tells which."""
+    import torch
+
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count, dtype=torch.uint8) % 10
     images = torch.randint(64, (count, 28, 28), dtype=torch.uint8, generator=generator)
@@ -56,6 +57,8 @@ def make_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """Return a folder that `make` has filled, once for all processes of this test run; nobody may change it."""
+    from stages.core.artifacts import locked, remove
+
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # Each has a folder of its own in that of the run.
         base = base.parent
@@ -72,6 +75,7 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def tiny_idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the four IDX files: 300 training and 100 test images."""
+    from stages.core.datasets import FILES, write_idx
 
     def make(folder: Path) -> None:
         for split, count, seed in (("train", 300, 1), ("test", 100, 2)):
@@ -83,7 +87,9 @@ def tiny_idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_params(idx: Path) -> dict[str, Any]:
-    """The project's params.yaml, turned to the data set in `idx` and to seconds of work."""
+    """Return the project's params.yaml, turned to the data set in `idx` and to seconds of work."""
+    from stages.core.datasets import FILES
+
     params: dict[str, Any] = YAML(typ="safe").load(PROJECT / "params.yaml")
     sums: dict[str, dict[str, str]] = {"train": {}, "test": {}}
     for field, name in FILES.items():
@@ -142,6 +148,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Run a Chromium; where this machine has none, skip the test."""
+    from playwright.sync_api import sync_playwright
+
+    from tests.browser import ARGUMENTS, find_browser
+
     with sync_playwright() as playwright:
         path = find_browser(playwright)
         if not path:
@@ -228,6 +238,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Clo
 @pytest.fixture
 def repeated(undisturbed: Clone, tmp_path: Path) -> Clone:
     """Return a copy of `undisturbed` that has forgotten the runs of its stages: DVC runs again what is stale."""
+    from stages.core.artifacts import remove
+
     folder = shutil.copytree(undisturbed.folder, tmp_path / "repeated", symlinks=True)
     remove(folder / ".dvc/cache/runs")
     return Clone(folder)

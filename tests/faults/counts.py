@@ -65,6 +65,10 @@ class Faults:
         self.reasons |= others["untried"]
 
     def table(self) -> list[str]:
+        from benchmarks import (
+            report,  # It imports torch, which takes seconds and which no other process of xdist needs.
+        )
+
         rows = [[name, str(count.tried), str(count.survived), str(count.lost)] for name, count in self.counts.items()]
         untried = [f"Not tried on this machine: {name} ({reason})." for name, reason in self.reasons.items()]
         return [report.table(HEAD, rows), *untried]
