@@ -36,7 +36,7 @@ test: .venv/installed ## Run the fast tests, on all cores
 	@pytest --numprocesses=auto -m "not slow"
 
 .PHONY: test-slow
-test-slow: .venv/installed ## Run the other tests: kills, servers, browsers, whole recipes
+test-slow: .venv/installed ## Run the slow tests: killed processes, servers, browsers, whole recipes
 	@python -m tests.browser
 	@pytest --numprocesses=auto -m slow
 

@@ -1,1 +1,1 @@
-"""Measurements, one module each: `python -m benchmarks.NAME` writes benchmarks/NAME.md and benchmarks/NAME.json."""
+"""Measure the project, one benchmark per module: `python -m benchmarks.NAME` writes NAME.md and NAME.json here."""

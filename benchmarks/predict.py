@@ -40,7 +40,7 @@ def predict(given: Path, output: Path) -> tuple[float, int]:
 
 
 def decode_only(folder: Path) -> float:
-    """Seconds to decode and fit every PNG."""
+    """Return the seconds that it takes to decode and fit every PNG."""
 
     def read(path: Path) -> None:
         fit(decode(path.read_bytes(), path.name)[None], 28, 28, centre_ink=True)

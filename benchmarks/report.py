@@ -24,7 +24,7 @@ def revision() -> str:
 
 def conditions(*packages: str) -> str:
     """Return the machine, the versions and the revision in one line."""
-    import torch  # noqa: PLC0415  # It takes seconds, and a table does not need it.
+    import torch  # noqa: PLC0415  # Importing it takes seconds, and `table` does not need it.
 
     from stages.core.provenance import processor  # noqa: PLC0415  # It imports torch.
 
@@ -45,8 +45,8 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def path_of(name: str, suffix: str) -> Path:
-    """Return the file of a benchmark; with a GPU it is another one: neither machine's figures replace the other's."""
-    import torch  # noqa: PLC0415  # as above
+    """Return the path of a benchmark's file, named apart on a GPU so that it does not replace a CPU's figures."""
+    import torch  # noqa: PLC0415  # Importing it takes seconds.
 
     return PROJECT / "benchmarks" / f"{name}{'-cuda' if torch.cuda.is_available() else ''}.{suffix}"
 

@@ -1,8 +1,8 @@
-"""What a competitor for the cores costs a training run: `python -m benchmarks.sharing` writes benchmarks/sharing.md.
+"""Measure what competitors for the cores cost a training run: `python -m benchmarks.sharing`.
 
-Recipe `article`, whose steps are the shortest, trains in a fresh process. After a third of its epochs busy processes
-join, one for every second core, and leave after the second third. Once as the stage trains, with waits that follow
-what happens (`stages.core.threads`), once with long waits throughout.
+Recipe `article`, whose steps are the shortest, trains in a fresh process. After a third of its epochs, busy processes
+start, one for every two cores; after the second third, they are killed. The recipe trains once as the stage does, with
+waits that are shortened while others need the cores (`stages.core.threads`), and once with long waits throughout.
 """
 
 import json
@@ -52,8 +52,8 @@ def run_once(waits: str, seed: int) -> list[float]:
 
 def main() -> None:
     parser = ArgumentParser("python -m benchmarks.sharing", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="of each kind, in turn (default: 5)")
-    parser.add_argument("--once", nargs=2, metavar=("WAITS", "SEED"), help="one run here; its figures as JSON")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each kind, taken in turn (default: 5)")
+    parser.add_argument("--once", nargs=2, metavar=("WAITS", "SEED"), help="train once here; print the figures as JSON")
     arguments = parser.parse_args()
     if arguments.once:
         print(json.dumps(run_once(arguments.once[0], int(arguments.once[1]))))

@@ -1,4 +1,4 @@
-"""The pipeline as Prefect flows, and what runs them by the clock: `python -m flows.pipeline`."""
+"""Run the pipeline as Prefect flows, at once or on a schedule: `python -m flows.pipeline`."""
 
 from stages.core import interrupt
 

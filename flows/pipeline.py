@@ -155,9 +155,9 @@ def stopped_at_the_end(runner: StageRunner) -> Iterator[StageRunner]:
 
 
 def end_with_the_worker() -> None:
-    """End this process with the worker that has started it, if one has: nobody else would."""
+    """End this process when the worker that started it, if there is one, dies: nobody else would end it."""
     parent = os.getppid()
-    # a worker that died while this process was importing has left it to another parent
+    # If the worker died while this process was importing, the process already has another parent.
     is_orphan = "worker" not in psutil.Process(parent).cmdline()
 
     def watch() -> None:

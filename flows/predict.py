@@ -1,6 +1,6 @@
-"""Predictions for a folder of images, as a table: `python -m flows.predict FOLDER`, without a Prefect server.
+"""Predict the labels of a folder of images, as a table: `python -m flows.predict FOLDER`, without a Prefect server.
 
-prefect.yaml deploys the same as a flow.
+prefect.yaml deploys the same code as a flow.
 """
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -13,27 +13,28 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from serving.batch import Summary, describe_rest, predict_folder
+from serving.batch import Summary, describe_skipped, predict_folder
 from stages.core.errors import UserError, reported
 
 MODEL = "artifacts/onnx/model.onnx"
 OUTPUT = Path("artifacts/predictions")
 BATCH_SIZE = 256
 EPILOG = """\
-read are, in the folder and all below it, by content whatever the suffix:
+Files in the folder and below it are recognized by their content, whatever their suffix. These are read:
   PNG, JPEG, WebP, GIF, BMP, TIFF   of any size, colored or grey; of an animation the first frame
   IDX (also gzipped)                of 3-D bytes, as MNIST's images come
   .npy                              uint8 [H, W], [N, H, W], [H, W, 3] or [N, H, W, 3]
-Other files are skipped, counted, and the first of them named; hidden ones (.*, __MACOSX, Thumbs.db) are counted.
+Other files are skipped and counted, and the first of them are named; hidden ones (.*, __MACOSX, Thumbs.db) are only
+counted.
 An image that is damaged or blank becomes a row with its error.
 
-An image of another size than the model's is made to fit as the model's data set asks (`centre_ink` in params.yaml):
-for drawings such as MNIST's, dark on light or light on dark, what is drawn is scaled and centred as MNIST's digits
-were; for all others the whole image is resized, and its grey levels are taken as they are, never inverted.
+The model's data set says how an image of another size than the model's is made to fit (`centre_ink` in params.yaml):
+for drawings such as MNIST's, dark on light or light on dark, the ink is scaled and centred as in MNIST; for all other
+data sets, the whole image is resized, and its grey levels are never inverted.
 
-written are predictions.parquet and predictions.csv: file, index (of the image within the file), label, confidence, a
+The output is predictions.parquet and predictions.csv: file, index (of the image within the file), label, confidence, a
 probability for each class, unsure (less confident than the threshold chosen on validation images), error.
-A run that was interrupted goes on where it stopped when it is started again."""
+A run that was interrupted resumes where it stopped when it is started again."""
 
 
 def output_for(given: Path) -> Path:
@@ -72,10 +73,10 @@ def rows_of(summary: Summary) -> list[dict[str, object]]:
 
 def sentence(summary: Summary) -> str:
     resumed = f", {summary.resumed:,} of them by an earlier run" if summary.resumed else ""
-    unproven = "" if summary.proven else "; the model is not proven, `make run` does that"
+    unproven = "" if summary.proven else "; the model is not proven equal to the evaluated one; `make run` proves it"
     return (
         f"{summary.images:,} images{resumed}; {summary.unsure:,} unsure, {summary.errors:,} errors,"
-        f" {describe_rest(summary.survey)}; see {summary.table}{unproven}"
+        f" {describe_skipped(summary.survey)}; see {summary.table}{unproven}"
     )
 
 

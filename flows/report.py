@@ -46,7 +46,7 @@ def metric_rows(diff: Mapping[str, Any]) -> list[dict[str, str]]:
     for path, metrics in sorted(diff.items()):
         for metric, values in sorted(metrics.items()):
             sides = (values.get("old"), values.get("new"))
-            if any(isinstance(value, str) for value in sides):  # a metric may be a text
+            if any(isinstance(value, str) for value in sides):  # A metric may be text.
                 base, run = (value or "" for value in sides)
                 direction = "" if base == run else "changed"
             else:

@@ -1,7 +1,7 @@
-"""Remove DVC's list of who reads and writes what, where a kill, ctrl-C or a full disk has left it unreadable.
+"""Remove DVC's file .dvc/tmp/rwlock if a kill, ctrl-C or a full disk has left it unreadable.
 
-DVC rewrites .dvc/tmp/rwlock in place, and no command of it works while that file cannot be read.
-`python -m flows.rwlock` looks after the project in the current folder.
+DVC lists in it which processes read and write what. It rewrites the file in place, and none of its commands works while
+the file cannot be read. `python -m flows.rwlock` checks the project in the current folder.
 """
 
 import json
@@ -21,11 +21,11 @@ def is_readable(file: Path) -> bool:
 
 
 def remove_torn_rwlock(folder: Path) -> None:
-    """Remove the list of the project in `folder` if it is unreadable and no DVC process is writing it."""
+    """Remove the rwlock of the project in `folder` if it is unreadable and no DVC process is writing it."""
     file = folder / ".dvc/tmp/rwlock"
     if is_readable(file):
         return
-    # imported only here, for that takes half a second of each `make run`
+    # These are imported only here because importing them adds half a second to `make run`.
     from dvc.lock import LockError, make_lock  # noqa: PLC0415
     from dvc.repo import Repo  # noqa: PLC0415
 

@@ -36,7 +36,7 @@ SHIFT_S = 5  # a worker that ends sooner will not do better when started again
 
 @contextmanager
 def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Let go of a process's leash at the end, and wait until all that hangs on it has ended."""
+    """Stop a process and its descendants at the end of the block by closing its standard input, and wait for them."""
     try:
         yield process
     finally:
@@ -52,10 +52,10 @@ def prefect(env: dict[str, str], *arguments: str) -> None:
 
 
 def crash_orphaned_runs(env: dict[str, str]) -> None:
-    """Mark the unfinished runs of a worker that is gone as crashed, which frees the place in the queue that they hold.
+    """Mark the unfinished runs of a dead worker as crashed, which frees the places in the queue that they hold.
 
-    A running one reports its own end as well. A pending one cannot: either nothing runs yet, or what is about to run
-    is refused. A worker signs a run just after it has taken it, so one without a name is the dead worker's too.
+    A running run also reports its own end. A pending one cannot: either it has no process yet, or the server refuses to
+    start it. A worker puts its name on a run just after it has taken it, so a run without a name is the dead worker's.
     """
     unfinished = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
     with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}), get_client(sync_client=True) as client:

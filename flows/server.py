@@ -1,4 +1,4 @@
-"""Prefect's server and worker as processes that end with whoever started them."""
+"""Start Prefect's server and worker as processes that end with the process that started them."""
 
 import atexit
 import os
@@ -15,15 +15,15 @@ from stages.core.errors import UserError
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 HOST = "127.0.0.1"
-START_S = 300  # for a server's first start on a busy machine, which creates its database
+START_S = 300  # A server's first start creates its database, which takes long on a busy machine.
 
 
 def environment(project: Path, port: int) -> dict[str, str]:
-    """Return the environment of all that is started here; what the user has set stays."""
+    """Return the environment for Prefect's commands; variables that the user has set keep their values."""
     defaults = {
         "PREFECT_HOME": str(project / ".prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # A run that waits for its turn is put off this long, and a worker looks 10 s ahead: it asks again after 5 s.
+        # A run that waits for its turn is postponed this long. A worker looks 10 s ahead, so it retries after 5 s.
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "15",
         "DO_NOT_TRACK": "1",
     }
@@ -41,7 +41,7 @@ def start(env: dict[str, str], *arguments: str, stdout: int | None = None) -> su
         env=env,
         stdin=subprocess.PIPE,
         stdout=stdout,
-        start_new_session=True,  # ctrl-C is ours to handle
+        start_new_session=True,  # Only this process handles ctrl-C.
     )
 
 
@@ -73,5 +73,5 @@ def start_temporary_server() -> str:
     env = environment(Path.cwd(), port)
     server = start_server(env, port, "--no-ui", "--log-level", "ERROR", stdout=subprocess.DEVNULL)
     assert server.stdin
-    atexit.register(server.stdin.close)  # not sooner: Prefect sends its last log lines when the process exits
+    atexit.register(server.stdin.close)  # Prefect sends its last log lines at exit.
     return env["PREFECT_API_URL"]

@@ -63,7 +63,7 @@ def check_out(project: Path, folder: Path) -> None:
         shutil.copy(local, folder / ".dvc/config.local")
     with Repo(str(project)) as repo:
         cache = repo.cache.local.path.removesuffix("/files/md5")
-    # relative, for DVC can write only ASCII letters, and the project may be in any folder
+    # The path is relative because DVC can write only ASCII characters, and the project may be in any folder.
     dvc(folder, "cache", "dir", "--local", os.path.relpath(cache, folder))
     dvc(folder, "checkout", "--quiet", "--allow-missing")
 
@@ -83,7 +83,7 @@ def push(project: Path, folder: Path, name: str) -> None:
     """Push the checkout's data to DVC's remote and, where git has a remote too, the experiment to it."""
     dvc(folder, "push")
     for remote in command(project, "git", "remote").splitlines()[:1]:
-        # from the project's folder: in a worktree of a shallow clone DVC looks for commits that are not there
+        # This runs in the project because in a worktree of a shallow clone, DVC looks for commits that are missing.
         dvc(project, "exp", "push", "--no-cache", remote, name)
 
 
