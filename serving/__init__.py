@@ -1,4 +1,4 @@
-"""The model in use: a service, and predictions for a folder. PyTorch is not needed for it."""
+"""Use the model without PyTorch: as a service, or to predict the labels of a folder of images."""
 
 from stages.core import interrupt
 

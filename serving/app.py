@@ -1,4 +1,4 @@
-"""The model as a service, with a page to draw on: `python -m serving.app`, until ctrl-C.
+"""Serve the model, with a page to draw on: `python -m serving.app`, until ctrl-C.
 
 Reads artifacts/onnx/model.onnx, again whenever it changes, and for /model the files in artifacts/metrics/ and
 artifacts/details/parity.json.
@@ -42,7 +42,7 @@ from stages.core.onnx_model import DETAILS, METRICS, OnnxModel, is_proven
 
 ONNX = Path("artifacts/onnx/model.onnx")
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
-GRACE_S = 5  # for requests under way when the service ends
+GRACE_S = 5  # seconds for requests under way when the service shuts down
 
 REQUESTS = Counter("requests", "Requests by path and status", ["path", "status"])
 SECONDS = Histogram(
@@ -111,10 +111,13 @@ def live_model(request: Request) -> LiveModel:
 async def predict(
     request: Request, images: Annotated[bool, Query(description="answer what the model was given, too")] = False
 ) -> Answer:
-    """Pictures (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size are made to fit. If the model's `centre_ink` is true,
-    light on dark and dark on light are the same, and what is drawn is scaled and centred by its mass, as MNIST's digits
-    were. If not, the whole picture is resized, and its grey levels are taken as they are, never inverted. Pixels in
-    JSON are always taken as they are. A blank image is refused, for there is nothing to classify."""
+    """Classify pictures (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size, or pixels in JSON.
+
+    If the model's `centre_ink` is true, a picture may be light on dark or dark on light, and what is drawn is scaled
+    and centred by its mass, as MNIST's digits were. Otherwise, the whole picture is resized, and its grey levels are
+    never inverted. Pixels in JSON are always taken as they are. A blank image is rejected, because there is nothing to
+    classify.
+    """
     async with body.received(request, request.app.state.room) as content:
         return await to_thread.run_sync(answer, live_model(request).model, content, images)
 
@@ -221,7 +224,7 @@ async def openapi(request: Request) -> dict[str, Any]:
 
 
 class Measured:
-    """Count the requests and their seconds; paths that do not exist are counted as one. HEAD is answered like GET."""
+    """Count requests and the seconds that they take, all paths that do not exist as one; answer HEAD like GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -230,7 +233,7 @@ class Measured:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if scope["method"] == "HEAD":  # uvicorn leaves out the content
+        if scope["method"] == "HEAD":  # Uvicorn leaves out the body of the response.
             scope = {**scope, "method": "GET"}
         status, started = 500, time.perf_counter()
 
@@ -242,8 +245,8 @@ class Measured:
 
         try:
             await self.app(scope, receive, noted)
-        except asyncio.CancelledError:  # the service ends, and has waited for `GRACE_S`
-            await JSONResponse({"detail": "the service ends"}, 503)(scope, receive, noted)
+        except asyncio.CancelledError:  # The service is shutting down, and `GRACE_S` is over.
+            await JSONResponse({"detail": "the service is shutting down"}, 503)(scope, receive, noted)
         finally:
             path = getattr(scope.get("route"), "path", "none")
             REQUESTS.labels(path, status).inc()
@@ -323,7 +326,7 @@ def main() -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
-            log_level="error",  # its warnings are of what clients do, a line for each time that they do it
+            log_level="error",  # Its warnings are about what clients do, who could fill the log with them.
             http=Connection,
             ws="none",
             access_log=False,  # a query may hold what is secret; /metrics counts

@@ -31,7 +31,7 @@ from stages.core.onnx_model import DETAILS, OnnxModel, is_proven
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 READ = f"{', '.join(FORMATS)}, IDX and .npy"
-HIDDEN = ("__MACOSX", "Thumbs.db")  # put there by macOS and Windows, as are names that begin with a dot
+HIDDEN = ("__MACOSX", "Thumbs.db")  # macOS and Windows create these; names that begin with a dot count, too.
 EXAMPLES = 3
 MAX_BYTES = 8 * MAX_PIXELS  # of a picture's file: PNG has at most 8 bytes a pixel
 MAX_BATCH = 65536
@@ -42,7 +42,7 @@ AHEAD = 2  # chunks for each thread that are read and not yet answered
 
 
 class Source(NamedTuple):
-    """Hold a file and what was recognized in it; `error` says why it cannot be read, and makes its one row."""
+    """Hold a file and what was recognized in it; a file that cannot be read has an `error` and becomes one row."""
 
     path: Path
     name: str
@@ -68,11 +68,11 @@ class Chunk(NamedTuple):
 
 
 class Survey(NamedTuple):
-    key: str  # changes with the model and with anything that is read
+    key: str  # changes with the model and with every file that is read
     images: int
     skipped: int  # files that hold no images
-    examples: list[str]  # names of the first of them
-    hidden: int  # files and folders that are no user's pictures
+    examples: list[str]  # names of the first of these
+    hidden: int  # hidden files and folders, each counted as one
 
 
 class Summary(NamedTuple):
@@ -109,7 +109,7 @@ def schema(classes: list[str]) -> pa.DataFrameSchema:
 
 
 def sources_under(given: Path) -> Iterator[Source]:
-    """Yield every regular file in a stable order, and each hidden file or folder as one, named relative to `given`."""
+    """Yield each regular file and each hidden file or folder, in a stable order, named relative to `given`."""
     if given.is_file():
         yield recognize(given, printable(given.name))
         return
@@ -125,12 +125,12 @@ def sources_under(given: Path) -> Iterator[Source]:
             relative = printable(path.relative_to(given).as_posix())
             if name in hidden:
                 yield Source(path, relative, "hidden")
-            elif path.is_file():  # neither a pipe nor a dangling link
+            elif path.is_file():  # Pipes and dangling links are left out.
                 yield recognize(path, relative)
 
 
 def printable(name: str) -> str:
-    """Return a file's name without the bytes that are no UTF-8, which a table cannot hold."""
+    """Return a file's name with the bytes that are not UTF-8 escaped, because a table cannot hold them."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -142,7 +142,7 @@ def recognize(path: Path, name: str) -> Source:
 
 
 def recognize_content(path: Path, name: str) -> Source:
-    """Tell a file's kind by its first bytes; the suffix tells only what a damaged file was meant to be."""
+    """Recognize a file by its first bytes; the suffix only says what a damaged file was meant to be."""
     with path.open("rb") as file:
         magic = file.read(16)
     if SIGNATURES.match(magic):
@@ -174,7 +174,7 @@ def load_array(path: Path) -> NDArray[Any]:
 
 
 def recognize_idx(path: Path, name: str, *, zipped: bool) -> Source:
-    """Recognize IDX images; other files that are gzipped have none."""
+    """Recognize IDX images, gzipped or not; any other gzip file counts as one without images."""
     with opened(path) as file:
         header = file.read(16)
     if not header.startswith(b"\0\0\x08\x03"):
@@ -329,6 +329,7 @@ def ahead(
 
 
 def survey(given: Path, model: OnnxModel, batch_size: int) -> Survey:
+    """Count what is in `given`, and compute the key of the results of this model on it."""
     key = hashlib.sha256(f"{model.sha256} {batch_size} {CHUNKS}\n".encode())
     images = skipped = hidden = 0
     examples: list[str] = []
@@ -361,7 +362,7 @@ def predict_folder(
             found = survey(given, model, batch_size)
             key, images = found.key, found.images
             if images == 0:
-                raise UserError(f"{given} holds no images; {describe_rest(found)}; read are {READ}")
+                raise UserError(f"{given} holds no images; {describe_skipped(found)}; supported are {READ}")
             parts = output / f"parts-{key[:16]}"
             done, finished = output / "predictions.json", 0
             known = read_known(done)
@@ -381,8 +382,8 @@ def predict_folder(
     return summarize(output / "predictions.parquet", found, finished, is_proven(model, DETAILS))
 
 
-def describe_rest(found: Survey) -> str:
-    """Return a phrase on what was not read."""
+def describe_skipped(found: Survey) -> str:
+    """Return a phrase that counts the files that were not read and names the first of them."""
     examples = ", ".join(found.examples) + (", ..." if found.skipped > len(found.examples) else "")
     named = f" ({examples})" if examples else ""
     return f"{found.skipped:,} other files skipped{named}, {found.hidden:,} hidden files or folders"

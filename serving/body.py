@@ -22,8 +22,8 @@ from stages.core.errors import UserError
 
 MAX_BODY = 16_000_000  # bytes
 MAX_READ = 3 * MAX_BODY  # bytes, before a longer body is refused: most clients look for an answer only after it
-MAX_HELD = 64 * MAX_BODY  # bytes of all requests under way together
-RETRY_S = 1  # after which a client that was refused for lack of room may ask again
+MAX_HELD = 64 * MAX_BODY  # bytes of all bodies under way together
+RETRY_S = 1  # after which a client that got 503 may try again
 MAX_IMAGES = 256
 MAX_PIXELS = 50_000_000  # of all pictures together
 BODY_S = 30.0  # seconds in which a body must have arrived
@@ -42,7 +42,7 @@ Image = Annotated[list[Row], FailFast()]
 
 
 class Pixels(BaseModel):
-    """Hold grey levels as the model was trained on: MNIST's are white on black."""
+    """Hold grey levels like those that the model was trained on; MNIST's are white on black."""
 
     model_config = ConfigDict(extra="forbid")
     images: Annotated[list[Image], Field(min_length=1, max_length=MAX_IMAGES), FailFast()]
@@ -55,7 +55,7 @@ class Body(NamedTuple):
 
 
 class Room:
-    """Count what may still be held; `HTTPException` for more."""
+    """Limit the memory that all bodies may take together; raise `HTTPException` when it is used up."""
 
     def __init__(self) -> None:
         self.left = MAX_HELD
@@ -69,12 +69,12 @@ class Room:
 
 @asynccontextmanager
 async def received(request: Request, room: Room) -> AsyncGenerator[Body]:
-    """Yield a body of a kind that is allowed; `HTTPException` where it is too long, takes too long or finds no room.
+    """Yield a body of an allowed kind; raise `HTTPException` if it is too long, arrives too slowly or finds no room.
 
-    It takes as much of the room as has come, so that slow clients do not keep others out, and once complete the most
-    that it may take, so that no more requests wait for an answer than their clients have patience for. Its bytes are
-    counted, for what Content-Length says need not be true, or there. The connection ends with a body that is refused,
-    or an endless one would go on after the answer.
+    While it arrives, a body takes only as much room as it has bytes so far, so that slow clients do not keep others
+    out. Once complete, it takes the room of the largest body, so that the queue for an answer stays shorter than
+    clients are willing to wait. The bytes are counted because Content-Length may be wrong or missing. The connection
+    is closed when a body is rejected, because an endless one would continue after the answer.
     """
     found, options = parse_options_header(request.headers.get("content-type"))
     kind = found.decode("latin-1")
@@ -94,7 +94,7 @@ async def received(request: Request, room: Room) -> AsyncGenerator[Body]:
                     elif size > MAX_READ:
                         break
         except TimeoutError:
-            problem = f"the body has not come within the {BODY_S:g} s that are allowed"
+            problem = f"the body did not arrive within the allowed {BODY_S:g} s"
             raise HTTPException(408, problem, {"Connection": "close"}) from None
         if size > MAX_BODY:
             problem = f"the body has more than the {MAX_BODY:,} bytes that are allowed"
@@ -107,7 +107,7 @@ async def received(request: Request, room: Room) -> AsyncGenerator[Body]:
 
 
 def to_images(body: Body, height: int, width: int, *, centre_ink: bool) -> NDArray[np.uint8]:
-    """Return the images [N, H, W] in a body: pictures are made to fit, pixels in JSON taken as they are.
+    """Return the images [N, H, W] in a body: pictures are made to fit, pixels in JSON are taken as they are.
 
     `HTTPException` says what is wrong with the request, `UserError` what is wrong with a picture in it.
     """
@@ -182,7 +182,7 @@ def parse_pixels(content: bytes, height: int, width: int) -> NDArray[np.uint8]:
 
 
 def describe(height: int, width: int) -> dict[str, Any]:
-    """Describe all that in OpenAPI's words, for a model that takes images of this size."""
+    """Return the OpenAPI description of the allowed bodies, for a model that takes images of this size."""
     row = {
         "type": "array",
         "minItems": width,
@@ -194,7 +194,7 @@ def describe(height: int, width: int) -> dict[str, Any]:
         "minItems": height,
         "maxItems": height,
         "items": row,
-        "description": "rows of grey levels as the model was trained on (MNIST: white on black), not all equal",
+        "description": "rows of grey levels like those of the training images (MNIST: white on black), not all equal",
     }
     images = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": image}
     files = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": {"type": "string", "format": "binary"}}

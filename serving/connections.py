@@ -1,8 +1,8 @@
-"""HTTP connections on which no client can keep the service waiting.
+"""Close HTTP connections whose clients would keep the service waiting.
 
-uvicorn limits the time between two requests of a connection alone, not the time until the first one, that of a head
-that comes byte by byte, or that of an answer that is not read. How long a body may take is limited where it is read, in
-serving/body.py.
+Uvicorn limits only the time between two requests of a connection. It limits neither the time until the first request
+nor the time for headers that arrive byte by byte, nor that for an answer that the client does not read. The time for a
+body is limited where the body is read, in serving/body.py.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from typing import cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-WAIT_S = 10.0  # seconds in which a client must have sent a request's head, or read what it was sent
+WAIT_S = 10.0  # seconds in which a client must send a request's headers, or read what it was sent
 CONNECTIONS = 512  # open at once: most systems let a process open 1024 files
 
 
@@ -29,7 +29,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def start_timer(self) -> None:
-        # abort, for close would wait until the client has read what it was sent
+        # Unlike abort, close would wait until the client has read what it was sent.
         self.timer = self.loop.call_later(WAIT_S, self.transport.abort)
 
     def stop_timer_if_answering(self) -> None:
@@ -37,7 +37,7 @@ class Connection(H11Protocol):
             self.timer.cancel()
 
     def make_room(self) -> None:
-        """Close the connection whose client has been sending a request, or nothing, for the longest time."""
+        """Close the connection whose client has taken longest to send a request."""
         waiting = (
             connection
             for connection in cast("set[Connection]", self.connections)
@@ -66,4 +66,4 @@ class Connection(H11Protocol):
     def shutdown(self) -> None:
         super().shutdown()
         if self.conn.their_state is h11.SEND_BODY:
-            self.transport.abort()  # uvicorn would wait for the rest, then cancel the request with a traceback
+            self.transport.abort()  # Uvicorn would wait for the rest and then log a traceback.

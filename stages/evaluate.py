@@ -1,8 +1,8 @@
 """Measure the trained model on the test split.
 
 Reads artifacts/model/model.pt and artifacts/normalized/test.
-Writes artifacts/metrics/evaluation.json, what runs are compared by; artifacts/details/evaluation.json, its interval,
-counts and provenance; artifacts/metrics/per_class.csv and artifacts/plots/predictions.csv.
+Writes artifacts/metrics/evaluation.json, the figures by which runs are compared; artifacts/details/evaluation.json, the
+interval, counts and provenance; artifacts/metrics/per_class.csv and artifacts/plots/predictions.csv.
 Fails when the model and the data do not fit together.
 
 Shape suffixes: N test images, K classes.
@@ -51,7 +51,7 @@ def wilson_interval(correct: int, total: int, level: float = 0.95) -> tuple[floa
     share, spread = correct / total, z * z / total
     center = (share + spread / 2) / (1 + spread)
     half = z * sqrt(share * (1 - share) / total + spread / total / 4) / (1 + spread)
-    # Rounding must not exclude the share itself where it is 0 or 1.
+    # Rounding must not exclude the share itself when it is 0 or 1.
     return max(0.0, min(share, center - half)), min(1.0, max(share, center + half))
 
 

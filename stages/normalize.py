@@ -34,9 +34,9 @@ DETAILS = Path("artifacts/details/normalize.json")
 
 
 def stratified_split(labels_N: Tensor, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the ascending indices of the kept and of the held-out images: of each class, `share` is held out.
+    """Return the ascending indices of the kept and of the held-out images; `share` of each class is held out.
 
-    Fractions of images are rounded by largest remainder. A class of two images or more is in both parts.
+    Numbers of images are rounded by the largest-remainder method. A class of two or more images is in both parts.
     """
     generator = torch.Generator().manual_seed(seed)
     counts_K, held_out = torch.bincount(labels_N.long()), round(share * len(labels_N))
@@ -55,7 +55,7 @@ def stratified_split(labels_N: Tensor, share: float, seed: int) -> tuple[Tensor,
 
 
 def check_classes(splits: dict[str, TensorDict], classes: list[str], bounds: ClassShare, folder: Path) -> None:
-    """Raise `UserError` where a split lacks a class, or where a class's share of a split is out of bounds."""
+    """Raise `UserError` if a split lacks a class or a class's share of a split is out of bounds."""
     missing, outside, shares = [], [], [bounds.min, bounds.max]
     for split, data in splits.items():
         counts_K = torch.bincount(data["label"].long(), minlength=len(classes))

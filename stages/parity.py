@@ -2,12 +2,12 @@
 
 Reads artifacts/onnx/model.onnx, artifacts/model/model.pt, the raw test images, their normalized tensors and the
 predictions of the evaluation.
-Writes artifacts/metrics/parity.json, what runs are compared by, and artifacts/details/parity.json: the verdict, the
-differences by input and the provenance.
+Writes artifacts/metrics/parity.json, the figures by which runs are compared, and artifacts/details/parity.json, the
+verdict, the differences by input and the provenance.
 Fails, after both are written, when logits differ by more than `parity.max_abs_diff`, when a label differs that is
 no near-tie, or when PyTorch does not give the evaluation's predictions.
 
-ONNX Runtime gets raw pixels and PyTorch the normalized tensors, so that the normalization in the file is proved too.
+ONNX Runtime gets raw pixels and PyTorch the normalized tensors, so that the normalization in the file is proven, too.
 Shape suffixes: N images, C = 1 channel, H x W pixels, K classes.
 """
 
@@ -49,7 +49,7 @@ class Comparison(NamedTuple):
 
 
 def count_labels(labels_N: Tensor, pytorch_NK: Tensor, tolerance: float) -> tuple[int, int]:
-    """Count the labels that are not PyTorch's, and apart from them those whose two logits lie within `tolerance`."""
+    """Count the labels that differ from PyTorch's, and apart from them the near-ties, within `tolerance` of a logit."""
     best_N, given_N = pytorch_NK.max(1).values, pytorch_NK.gather(1, labels_N.unsqueeze(1)).squeeze(1)
     differs_N = labels_N != pytorch_NK.argmax(1)
     near_ties = int((differs_N & (best_N - given_N <= tolerance)).sum())
@@ -113,7 +113,7 @@ def main() -> None:
     labels_N, pytorch_NK = test["label"], run_pytorch(model, test["image"])
     compared: dict[str, Comparison] = {}
     console = Console()
-    sizes = sorted({min(size, len(test)) for size in knobs.batch_sizes})  # a batch is never larger than the split
+    sizes = sorted({min(size, len(test)) for size in knobs.batch_sizes})  # A batch is never larger than the split.
     for size in track(sizes, "parity", console=console, transient=True, disable=not console.is_terminal):
         onnx_NK = run_onnx(onnx_model, raw["image"], size)
         compared[f"batch_{size}"] = compare(onnx_NK, pytorch_NK, knobs.max_abs_diff)

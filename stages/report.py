@@ -99,7 +99,7 @@ class Run(NamedTuple):
 
 
 def headline(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts of the headline figures that are among the metrics: those of an older run may lack some."""
+    """Return the texts of the headline figures that are among the metrics; those of an older run may lack some."""
     texts = {}
     for name, (_, spec) in HEADLINE.items():
         with suppress(KeyError, TypeError, ValueError):
@@ -198,7 +198,7 @@ def checked(params: Params, manifest: Manifest, num_tested: int) -> list[dict[st
 
 
 def parity_rows(by_input: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return the largest difference by what the two runtimes were given, in words."""
+    """Return the largest difference for each kind of input, which is described in words."""
     words = {"all_0": "a black image", "all_255": "a white image", "noise": "images of random pixels"}
     return [
         (words.get(name) or f"test images in batches of {int(name.removeprefix('batch_')):,}", difference)
@@ -271,20 +271,20 @@ def describe(manifest: Manifest) -> dict[str, str]:
 
 
 def describe_threshold(manifest: Manifest, target: Unsure) -> str:
-    """Return in words which target on the validation images set the confidence below which a prediction is unsure."""
+    """Say which target on the validation images set the confidence below which a prediction is unsure."""
     if manifest.unsure_by == "risk":
         return (
             f"The target on risk decided the limit: it is the lowest at which at most {target.risk:.2%} of the sure"
-            f" validation images are labelled wrong, and at least {target.coverage:.0%} of all are sure."
+            f" validation images are labelled wrongly, and at least {target.coverage:.0%} of all are sure."
         )
     return (
         f"The target on coverage decided the limit: it is the highest at which at least {target.coverage:.0%} of the"
-        f" validation images are sure; more than {target.risk:.2%} of these are labelled wrong."
+        f" validation images are sure; more than {target.risk:.2%} of these are labelled wrongly."
     )
 
 
 def markdown(text: object) -> str:
-    """Return the text on one line, with what Markdown and HTML would take for theirs escaped."""
+    """Return the text on one line, with all characters escaped that mean something in Markdown or HTML."""
     return re.sub(r"([\\`*_\[\]<>#|&~])", r"\\\1", " ".join(str(text).split()))
 
 

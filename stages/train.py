@@ -209,7 +209,7 @@ def fit(
     autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
     network = DistributedDataParallel(training.model) if processes > 1 else training.model
     if compile_mode != "none":
-        network = torch.compile(network, mode=compile_mode)  # type: ignore[assignment]  # it is called alike
+        network = torch.compile(network, mode=compile_mode)  # type: ignore[assignment]  # It is called in the same way.
     steps, per_process = count_steps(recipe, len(train)), share_of_batch(recipe, len(train), processes)
     order_generator, noise = (torch.Generator(place) for place in ("cpu", device))
     # summed on the device: asking for a number at every step would wait for every step
@@ -328,7 +328,7 @@ def best_of(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def check_finite(row: dict[str, float], knobs: params.Params) -> None:
-    """Raise `UserError` where an epoch's loss is infinite or not a number: no later epoch would recover from it."""
+    """Raise `UserError` if an epoch's loss is not finite, because no later epoch would recover from that."""
     if not isfinite(row["train_loss"] + row["validation_loss"]):
         raise UserError(
             f"epoch {row['epoch']} ended with a loss of {row['train_loss']} and a validation loss of"

@@ -28,13 +28,13 @@ SHOWN = 5  # failing rows named in a message
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or folder to; unless an exception is raised, it then replaces `path`.
 
-    Whoever looks, even after a kill, finds the old one or the new one, whole. Only a file system that cannot exchange
-    folders leaves a moment with neither.
+    Readers find either the old version or the new one, complete, even after a kill. Only on a file system that cannot
+    exchange folders is there a moment with neither.
     """
     partial, aside = (path.with_name(f"{path.name}.{suffix}") for suffix in ("partial", "aside.partial"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for leftover in (partial, aside):  # of a run that was killed
+        for leftover in (partial, aside):  # A run that was killed may have left these.
             remove(leftover)
         yield partial
         for file in [partial, *partial.rglob("*")]:
@@ -53,8 +53,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Swap what the two paths name in one step, by Linux's renameat2; return False where that is not supported."""
-    at_fdcwd, rename_exchange = -100, 2  # of fcntl.h and stdio.h
+    """Exchange what the two paths name in one step, by Linux's renameat2; return False if that is not supported."""
+    at_fdcwd, rename_exchange = -100, 2  # from fcntl.h and stdio.h
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         return False

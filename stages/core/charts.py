@@ -14,7 +14,7 @@ CALIBRATION_BINS = 15  # as the calibration error's
 CONFIDENCE_BINS = 20
 COVERAGE_PARTS = 200
 BRIGHTNESS_BINS = 40
-LEGIBLE = 20  # classes up to which a confusion matrix has room for its numbers, and beside a table
+LEGIBLE = 20  # With more classes, a confusion matrix has no room for its numbers, nor beside a table.
 LABEL_WIDTH = 110  # pixels of a class's name
 
 
@@ -32,17 +32,17 @@ def specification(chart: Any) -> dict[str, Any]:
 
 
 def class_axis(angle: int) -> alt.Axis:
-    """Return an axis that shortens long names of classes and leaves out those for which there is no room."""
+    """Return an axis that shortens long names of classes and leaves out names for which there is no room."""
     return alt.Axis(labelAngle=angle, labelLimit=LABEL_WIDTH, labelOverlap="greedy")
 
 
 def upright_if_short(classes: list[str]) -> alt.Axis:
-    """Return the horizontal axis of the classes, its labels turned if they are longer than two characters."""
+    """Return the horizontal axis of the classes, with labels rotated if any is longer than two characters."""
     return class_axis(0 if max(map(len, classes)) < 3 else -90)
 
 
 def learning_curve(history: pl.DataFrame, measure: str) -> dict[str, Any]:
-    """Show `measure` (loss or accuracy) by epoch, of the training and the validation images."""
+    """Plot `measure` (loss or accuracy) of the training and the validation images by epoch."""
     splits = {f"{split}_{measure}": split for split in ("train", "validation")}
     rows = history.rename(splits).unpivot(list(splits.values()), index="epoch", variable_name="split")
     chart = alt.Chart(rows, height=HEIGHT).mark_line(point=True)
@@ -57,7 +57,7 @@ def learning_curve(history: pl.DataFrame, measure: str) -> dict[str, Any]:
 
 
 def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
-    """Show the images by true and predicted class; the shade is that of the errors alone."""
+    """Plot the numbers of images by true and predicted class; only errors are shaded."""
     rows = (
         predictions.group_by("label", "prediction", maintain_order=True)
         .agg(images=pl.len())
@@ -83,14 +83,14 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
 
 
 def binned(predictions: pl.DataFrame, bins: int) -> pl.DataFrame:
-    """Add `bin` 0, 1, ..., the place of the confidence among so many equal parts of 0..1."""
+    """Add the column `bin`: which of `bins` equal parts of 0..1, counted from 0, holds the confidence."""
     return predictions.with_columns(
         bin=(pl.col("confidence") * bins).floor().clip(0, bins - 1), right=pl.col("label") == pl.col("prediction")
     )
 
 
 def calibration(predictions: pl.DataFrame) -> dict[str, Any]:
-    """Show how often the model is right, by how confident it says it is (reliability diagram)."""
+    """Plot how often the model is right by how confident it is (reliability diagram)."""
     # in whole numbers: a sum of floats depends on the number of threads
     millionths = (pl.col("confidence") * 1e6).round().cast(pl.Int64)
     rows = (
@@ -109,7 +109,7 @@ def calibration(predictions: pl.DataFrame) -> dict[str, Any]:
 
 
 def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any]:
-    """Show the right and the wrong predictions by confidence, side by side in each part of 0..1."""
+    """Plot the numbers of right and wrong predictions by confidence, side by side in each part of 0..1."""
     width = 1 / CONFIDENCE_BINS
     start = pl.col("bin") * width + pl.when("right").then(0).otherwise(width / 2)
     rows = (
@@ -142,14 +142,14 @@ def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any
 
 
 def risk_by_coverage(predictions: pl.DataFrame, coverage: float, risk: float) -> dict[str, Any]:
-    """Show how many predictions are wrong among the surest, by how many these are; mark the model's own limit."""
+    """Plot the share of wrong predictions among the surest by the share that is kept; mark the model's own limit."""
     rows = (
-        predictions.group_by("confidence")  # equal confidences are sure together or not at all
+        predictions.group_by("confidence")  # Predictions of equal confidence are all sure or all unsure.
         .agg(images=pl.len(), wrong=(pl.col("label") != pl.col("prediction")).sum())
         .sort("confidence", descending=True)
         .with_columns(pl.col("images", "wrong").cum_sum())
         .select("confidence", coverage=pl.col("images") / predictions.height, risk=pl.col("wrong") / pl.col("images"))
-        # The last of each part is enough to draw the curve, whatever the number of images.
+        # The last row of each part is enough to draw the curve, whatever the number of images.
         .group_by(part=(pl.col("coverage") * COVERAGE_PARTS).ceil(), maintain_order=True)
         .last()
         .drop("part")
@@ -165,7 +165,7 @@ def risk_by_coverage(predictions: pl.DataFrame, coverage: float, risk: float) ->
 
 
 def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) -> dict[str, Any]:
-    """Show the share of each class in each split."""
+    """Plot the share of each class in each split."""
     rows = (
         summary.group_by("split", "label")
         .agg(images=pl.len())
@@ -187,7 +187,7 @@ def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) 
 
 
 def brightness(summary: pl.DataFrame, splits: list[str]) -> dict[str, Any]:
-    """Show how bright the images of each split are: the distribution of the mean of an image's pixels."""
+    """Plot how bright the images of each split are: the distribution of the mean of an image's pixels."""
     low, high = (float(summary.select(extreme).item()) for extreme in (pl.min("pixel_mean"), pl.max("pixel_mean")))
     width = (high - low) / BRIGHTNESS_BINS or 1.0
     place = ((pl.col("pixel_mean") - low) / width).floor().clip(0, BRIGHTNESS_BINS - 1)

@@ -1,4 +1,4 @@
-"""The trained model as one file that rebuilds itself: the weights, and everything needed to use them.
+"""Save and load the trained model as one file: the weights, and everything needed to use them.
 
 Shape suffixes: N images, C planes, H x W pixels, K classes.
 """
@@ -18,7 +18,7 @@ from stages.core.params import Recipe, Section, Sha256, Share
 
 
 class Manifest(Section):
-    """What a model is, beside its weights."""
+    """Describe a model, without its weights."""
 
     format: Literal[3]  # earlier formats held fewer fields, or other networks of the same shapes
     recipe: str
@@ -32,13 +32,13 @@ class Manifest(Section):
     data_sha256: Sha256  # of the tensors and their summary, as stage normalize wrote them
     trained_on: str  # processes, device, precision and version of torch
     epoch: int  # the one of the lowest validation loss
-    temperature: Annotated[float, Field(gt=0)]  # the network's logits are divided by it
+    temperature: Annotated[float, Field(gt=0)]  # divides the network's logits
     unsure_below: Share  # a confidence, chosen on the validation split
-    unsure_by: Literal["risk", "coverage"]  # the target of params.yaml that decided it
+    unsure_by: Literal["risk", "coverage"]  # the target in params.yaml that decided `unsure_below`
 
 
 class Calibrated(nn.Module):
-    """Give a network's logits, divided by the temperature that makes their softmax as confident as it is right."""
+    """Divide a network's logits by the temperature that makes their softmax as confident as it is accurate."""
 
     def __init__(self, network: nn.Module, temperature: float) -> None:
         super().__init__()
@@ -55,8 +55,8 @@ def build(manifest: Manifest) -> Calibrated:
 
 
 def save_checkpoint(path: Path, manifest: Manifest, weights: dict[str, Tensor]) -> None:
-    """Save the manifest with the weights of the network alone."""
-    buffer = io.BytesIO()  # for torch does not tell a full disk from other errors
+    """Save the manifest and the weights of the network, which are those of `Calibrated.network`."""
+    buffer = io.BytesIO()  # Torch does not distinguish a full disk from other errors.
     torch.save({"manifest": manifest.model_dump(), "weights": weights}, buffer)
     with replacing(path) as partial:
         partial.write_bytes(buffer.getbuffer())
@@ -73,7 +73,7 @@ def load_checkpoint(path: Path) -> tuple[Calibrated, Manifest]:
             manifest = Manifest.model_validate(content["manifest"])
             model = build(manifest)
             model.network.load_state_dict(content["weights"])
-        except Exception as error:  # of bytes that are no checkpoint, torch and pickle raise whatever comes up
+        except Exception as error:  # Torch and pickle raise all kinds of exceptions for other bytes.
             raise UserError(f"{path} is no checkpoint of this pipeline: {error}") from error
     for name, weight in model.network.state_dict().items():
         if not weight.isfinite().all():

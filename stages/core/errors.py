@@ -44,7 +44,7 @@ def reported(program: str) -> Iterator[None]:
 
     Bugs keep their traceback.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as it is for a process in the background
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # It is ignored in a background process.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

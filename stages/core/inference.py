@@ -1,4 +1,4 @@
-"""A trained model's answers, how confident they should be, and which of them are sure.
+"""Compute a trained model's answers, calibrate their confidence, and decide which of them are sure.
 
 Shape suffixes: N images, K classes.
 """
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from stages.core.params import Unsure
 from stages.core.runtime import full_float32
 
-TEMPERATURES = (0.01, 100.0)  # the range searched: logits may be regression's 0 and 1, or those of a network run wild
-HALVINGS = 20  # of its logarithm, to five significant digits
+TEMPERATURES = (0.01, 100.0)  # The range is wide: logits may be a regression's 0 and 1, or from a diverged network.
+HALVINGS = 20  # of the range's logarithm, which give five significant digits
 
 
 def infer(model: nn.Module, data: TensorDict, device: torch.device, batch_size: int) -> Tensor:
@@ -35,7 +35,7 @@ def fit_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
     observed_N = observed_N.lerp(logits_NK.mean(1), 1 / (len(labels_N) + 1))
     low, high = TEMPERATURES
     # The cross-entropy is convex in the inverse temperature, and its slope is the expected minus the observed logits.
-    # Only the sign of that sum counts, so that the number of threads that add it up changes nothing.
+    # Only the sign of the sum matters, so the number of threads that add it up does not.
     for _ in range(HALVINGS):
         middle = sqrt(low * high)
         expected_N = ((logits_NK / middle).softmax(1) * logits_NK).sum(1)
@@ -51,16 +51,16 @@ def confidence_threshold(
 ) -> tuple[float, Literal["risk", "coverage"]]:
     """Return the confidence 0..1 below which predictions are unsure, and the target that decided it.
 
-    It is the lowest at which the predictions at or above it err at most at the rate `target.risk`, or a lower one
-    where these would be less than the share `target.coverage` of all. Selective classification as in El-Yaniv & Wiener
-    2010 and Geifman & El-Yaniv 2017, arXiv 1705.08500, without the latter's bound for unseen data.
+    It is the lowest confidence such that, of the predictions at or above it, at most the share `target.risk` is wrong,
+    or a lower one if these would be less than the share `target.coverage` of all. This is selective classification as
+    in El-Yaniv & Wiener 2010 and Geifman & El-Yaniv 2017, arXiv 1705.08500, without the latter's bound for unseen data.
     """
     confidence_N, prediction_N = logits_NK.double().softmax(1).max(1)
     confidence_N, order_N = confidence_N.sort(descending=True)
     count_N = torch.arange(1, len(labels_N) + 1)
     errors_N = (prediction_N != labels_N)[order_N].cumsum(0)
     last_N = torch.ones_like(count_N, dtype=torch.bool)
-    last_N[:-1] = confidence_N[:-1] > confidence_N[1:]  # equal confidences are sure together or not at all
+    last_N[:-1] = confidence_N[:-1] > confidence_N[1:]  # Predictions of equal confidence are all sure or all unsure.
     accurate_N = last_N & (errors_N <= target.risk * count_N)
     covered = ceil(target.coverage * len(labels_N))
     accurate = min(confidence_N[accurate_N].tolist(), default=1.0)

@@ -34,7 +34,7 @@ class OnnxModel:
         classes: the names of label 0, 1, ...
         image_shape: C, H, W.
         unsure_below: a prediction of less confidence (0..1) is unsure.
-        centre_ink: how pictures of another size are made into images; `serving.images.fit` takes it.
+        centre_ink: whether pictures of another size are scaled and centred by their ink; see `serving.images.fit`.
         operators: how many nodes there are of each kind.
     """
 
@@ -104,7 +104,7 @@ def read_shape(inputs: list[Any], outputs: list[Any], num_classes: int, path: Pa
 
 
 def read_metadata(metadata: dict[str, str]) -> tuple[list[str], float, bool]:
-    """Return `classes`, `unsure_below` and `centre_ink`; raise `ValueError` for what is missing or not allowed."""
+    """Return `classes`, `unsure_below` and `centre_ink`; raise `ValueError` if one is missing or not allowed."""
     if lacking := [name for name in ("classes", "unsure_below", "centre_ink") if name not in metadata]:
         raise ValueError(f"there is no {' and no '.join(lacking)}")
     classes, unsure_below = json.loads(metadata["classes"]), float(metadata["unsure_below"])

@@ -44,7 +44,7 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class SplitSums(Section):
+class SplitChecksums(Section):
     images: Sha256
     labels: Sha256
 
@@ -52,8 +52,8 @@ class SplitSums(Section):
 class Sha256Sums(Section):
     """Hold the checksums of the four IDX files, uncompressed."""
 
-    train: SplitSums
-    test: SplitSums
+    train: SplitChecksums
+    test: SplitChecksums
 
 
 class TorchvisionSource(Section):
@@ -86,7 +86,7 @@ class Dataset(Section):
     classes: Annotated[  # name of label 0, 1, ...
         list[Annotated[str, Field(min_length=1, max_length=100)]], Field(min_length=2, max_length=256)
     ]
-    centre_ink: bool  # scale and centre what is drawn in a picture of another size, as MNIST's digits were
+    centre_ink: bool  # scale and centre the ink of a picture of another size, as in MNIST
     sha256: Sha256Sums
     sources: Annotated[list[Source], Field(min_length=1, max_length=100)]
 
@@ -291,17 +291,17 @@ class Recipe(Section):
 
 
 class Unsure(Section):
-    """Targets on the validation split that set the confidence below which a prediction is unsure."""
+    """Hold the targets on the validation split that set the confidence below which a prediction is unsure."""
 
-    risk: Share  # of the sure predictions, at most this share is wrong,
-    coverage: Share  # but at least this share of all predictions is sure
+    risk: Share  # at most this share of the sure predictions may be wrong
+    coverage: Share  # but at least this share of all predictions must be sure, even if the risk is then higher
 
 
 class Train(Section):
     unsure: Unsure
     processes: Annotated[int, Field(ge=1, le=1024)]  # on this machine; they share each batch
     cuda_graph: bool  # on CUDA, in one process: record the kernels up to the gradients once, launch them together
-    # Modes of torch.compile, or none. YAML 1.1 reads `off` as false, and DVC writes it without quotes.
+    # Modes of torch.compile, or none. It is not `off`, which DVC writes without quotes and YAML 1.1 reads as false.
     compile: Literal["none", "default", "max-autotune-no-cudagraphs"]
 
 

@@ -1,11 +1,12 @@
-"""How long PyTorch's threads spin while they wait for each other, decided here alone.
+"""Decide how long PyTorch's threads spin while they wait for each other; no other module does.
 
 Waking a thread that sleeps takes longer than many operations of a small network, so threads that spin for a while train
-such a network up to twice as fast. But a spinning thread keeps its core from everybody else, even from the thread that
-it waits for: beside a busy process, training with long spins is ten times slower.
+such a network up to twice as fast. But a spinning thread keeps its core from all others, even from the thread that it
+waits for: beside a busy process, training with long spins is ten times slower.
 
-GNU's OpenMP reads the number of turns once, when torch loads it. What still changes the number later is the rule that
-threads spin for 100 turns at most while there are more OpenMP threads than cores (libgomp's manual, "GOMP_SPINCOUNT").
+GNU's OpenMP reads the number of turns once, when torch loads it. Only one rule can still shorten
+the spins later: threads spin for 100 turns at most while there are more OpenMP threads than cores (libgomp's manual,
+"GOMP_SPINCOUNT").
 So `sharing_cores` adds threads that only sleep whenever this process has to wait for a core, and removes them when it
 has the cores for itself again.
 """
@@ -26,8 +27,8 @@ QUIET_LOOKS = 10  # Looks in a row without crowding, after which the threads may
 
 
 def set_spin_count() -> None:
-    """Have torch's threads spin for long, unless the user has set GOMP_SPINCOUNT; call it before torch is loaded."""
-    if TASKS.exists():  # Without Linux's statistics nothing would shorten it again.
+    """Let torch's threads spin for long, unless the user has set GOMP_SPINCOUNT; call this before torch is loaded."""
+    if TASKS.exists():  # Without Linux's statistics, nothing could shorten the spins again.
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
@@ -48,7 +49,7 @@ def sharing_cores() -> Iterator[None]:
 
 
 def watch(done: Event) -> None:
-    """Hold sleeping threads whenever this process's own had to wait for a core, until `done` is set."""
+    """Hold sleeping threads while the threads of this process have to wait for cores, until `done` is set."""
     quiet, waited, looked = QUIET_LOOKS, seconds_without_core(), time.monotonic()
     with ExitStack() as sleeping:
         while not done.wait(LOOK_S):
@@ -78,7 +79,7 @@ def seconds_without_core() -> float:
 @contextmanager
 def more_threads_than_cores() -> Iterator[None]:
     """Hold as many sleeping OpenMP threads as it takes to have more of them than cores."""
-    import torch  # noqa: PLC0415  # Its users have loaded it; for others it would take seconds.
+    import torch  # noqa: PLC0415  # It is loaded by now; importing it above would take seconds.
 
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
     if threads == 1:  # There is nobody to wait for.

@@ -122,11 +122,11 @@ def test_a_blank_image_becomes_a_row_with_its_error(tmp_path: Path) -> None:
         table = predict(folder, tmp_path / f"out{batch_size}", batch_size)
         blank = {row["file"]: row["error"] for row in table.drop_nulls("error").iter_rows(named=True)}
         assert blank == {
-            "array.npy": "image 2 of array.npy is blank, there is nothing to classify",
-            "large.npy": "image 2 of large.npy is blank, there is nothing to classify",
-            "idx": "image 2 of idx is blank, there is nothing to classify",
-            "page.png": "page.png is blank, there is nothing to classify",
-            "nothing.png": "nothing.png is blank, there is nothing to classify",
+            "array.npy": "image 2 of array.npy is blank; there is nothing to classify",
+            "large.npy": "image 2 of large.npy is blank; there is nothing to classify",
+            "idx": "image 2 of idx is blank; there is nothing to classify",
+            "page.png": "page.png is blank; there is nothing to classify",
+            "nothing.png": "nothing.png is blank; there is nothing to classify",
         }
         assert table.drop_nulls("label").height == 9
 

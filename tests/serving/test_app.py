@@ -176,7 +176,7 @@ WRONG: dict[str, tuple[str, bytes, int, str]] = {
     "another size": (JSON, in_json(pixels(height=20)), 422, "allowed are 28 rows of 28 pixels"),
     "ragged rows": (JSON, in_json({"images": [[[0] * 28, [0] * 27] * 14]}), 422, "27 or 28"),
     "millions of errors": (JSON, in_json(pixels(-1, 1000, 1000, 3)), 422, "greater than or equal to 0"),
-    "a blank picture": ("image/png", EMPTY_PAGE, 422, "the picture is blank, there is nothing to classify"),
+    "a blank picture": ("image/png", EMPTY_PAGE, 422, "the picture is blank; there is nothing to classify"),
     "a blank picture in a form": (FORM, form("files", content=EMPTY_PAGE), 422, "a.png is blank"),
     "blank pixels": (JSON, in_json(blank_after([[0, 255] * 14] * 28)), 422, "images.1: is blank"),
     "no rows": (JSON, b'{"images": [[]]}', 422, "0 rows of no pixels, allowed are 28"),
@@ -248,7 +248,7 @@ def test_silent_and_slow_clients_keep_nobody_waiting(tmp_path: Path) -> None:
             connection.settimeout(10)
             answer = connection.recv(1000)
             assert answer.startswith(b"HTTP/1.1 408")
-            assert b"the body has not come within the 5 s that are allowed" in answer
+            assert b"the body did not arrive within the allowed 5 s" in answer
         assert 'requests_total{path="/predict",status="408"} 100.0' in service.client.get("/metrics").text
 
 

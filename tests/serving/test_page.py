@@ -224,7 +224,7 @@ def test_a_drawing_that_is_blank_is_said(browser: Browser, service: Service) -> 
     page, _, _ = visit(browser, service.url)
     draw(page, DIGITS["1"])
     page.evaluate("clear(); changed = true; ask()")
-    expect(page.locator("#sureness")).to_have_text("No answer: the picture is blank, there is nothing to classify")
+    expect(page.locator("#sureness")).to_have_text("No answer: the picture is blank; there is nothing to classify")
     expect(page.locator("#label")).to_have_text("")
     draw(page, DIGITS["1"])
     expect(page.locator("#label")).to_have_text("1")
