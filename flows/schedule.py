@@ -35,7 +35,7 @@ SHIFT_S = 5  # a worker that ends sooner will not do better when started again
 
 
 @contextmanager
-def ended(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+def stopping(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
     """Stop a process and its descendants at the end of the block by closing its standard input, and wait for them."""
     try:
         yield process
@@ -78,7 +78,7 @@ def serve(port: int) -> None:
             stack.enter_context(locked(home / "schedule.lock"))
         except BlockingIOError:
             raise UserError(f"another schedule of {project} is running") from None
-        server = stack.enter_context(ended(start_server(env, port)))
+        server = stack.enter_context(stopping(start_server(env, port)))
         prefect(env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         prefect(env, "deploy", "--all")
         print(f"schedule: running; see http://{HOST}:{port}, start a run with", flush=True)
@@ -87,7 +87,7 @@ def serve(port: int) -> None:
         while server.poll() is None:
             crash_orphaned_runs(env)
             started = time.monotonic()
-            with ended(start(env, "worker", "start", "--pool", POOL, "--name", WORKER)) as worker:
+            with stopping(start(env, "worker", "start", "--pool", POOL, "--name", WORKER)) as worker:
                 while server.poll() is None and worker.poll() is None:
                     time.sleep(1)
             # a run whose worker is gone ends with it, and the next one needs a new worker

@@ -35,9 +35,10 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 def decode(content: bytes, source: str) -> NDArray[np.uint8]:
     """Return the grey levels [H, W] of a picture file (luma of ITU-R BT.601), upright.
 
-    Of an animation, it is the first frame. Transparent parts are shown on white, but on black if less than half of the picture is opaque and that part is
-    light, or if nothing would be visible on white. Raises a `UserError` that names `source` if the content is in none
-    of the `FORMATS`, is damaged or has more than `MAX_PIXELS`, which its header tells before anything is decoded.
+    Of an animation, only the first frame is decoded. Transparent parts are shown on white, but on black if less than
+    half of the picture is opaque and that part is light, or if nothing would be visible on white. Raises a `UserError`
+    that names `source` if the content is in none of the `FORMATS`, is damaged or has more than `MAX_PIXELS`, which its
+    header tells before anything is decoded.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:

@@ -1,4 +1,4 @@
-"""The browser of the tests: `python -m tests.browser` installs a Chromium where there is none and nothing is asked."""
+"""Find a browser for the tests; `python -m tests.browser` installs Chromium if there is none and nothing is asked."""
 
 import os
 import shutil
@@ -11,7 +11,7 @@ from playwright.sync_api import Playwright, sync_playwright
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROME_ON_MACOS = Path("/Applications/Google Chrome.app/Contents/MacOS/Google Chrome")
 ARGUMENTS = ["--disable-gpu", "--disable-quic", "--disable-background-networking"]
-INSTALL_S = 600  # A download that takes longer is given up.
+INSTALL_S = 600  # An installation that takes longer is abandoned.
 
 
 def find_browser(playwright: Playwright) -> str | None:
@@ -23,12 +23,12 @@ def find_browser(playwright: Playwright) -> str | None:
 
 
 def install_browser() -> None:
-    """Install Debian's Chromium as root, else Playwright's; where neither works, say so and go on without one."""
+    """Install Debian's Chromium as root, otherwise Playwright's; if that fails, say so and continue without one."""
     commands = [[sys.executable, "-m", "playwright", "install", "chromium"]]
     if shutil.which("apt-get") and os.geteuid() == 0:
         quietly = ["apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"]
         commands = [[*quietly, "update"], [*quietly, "install", "--yes", "--no-install-recommends", "chromium"]]
-    print("Installing a Chromium for the tests of the pages", flush=True)
+    print("Installing Chromium for the tests of the pages", flush=True)
     for command in commands:
         try:
             done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=INSTALL_S)

@@ -1,7 +1,7 @@
-"""A tiny data set of IDX files, a workspace that uses it, a clone of the project that does, and a browser."""
+"""Provide a tiny data set of IDX files, a workspace and a clone of the project that use it, and a browser."""
 
-# The process that hands out the tests imports this, too, before its workers start: what takes seconds is imported where
-# it is used.
+# The process that distributes the tests imports this module, too, before its workers start. So whatever takes seconds
+# to import is imported where it is used.
 from __future__ import annotations
 
 import hashlib
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytest_plugins = ["tests.faults.counts"]
-os.environ["OMP_NUM_THREADS"] = "1"  # Tests run beside each other, and threads that wait for each other starve there.
-SERVERS = {"prefect_env", "s3_endpoint", "browser"}  # fixtures that start one, which takes long
+os.environ["OMP_NUM_THREADS"] = "1"  # Tests run in parallel, where threads that wait for each other starve.
+SERVERS = {"prefect_env", "s3_endpoint", "browser"}  # fixtures that start a server, which takes long
 PROJECT = Path(__file__).parent.parent
 CLASSES = [str(digit) for digit in range(10)]
 
 
-@pytest.hookimpl(tryfirst=True)  # before what is not asked for is left out
+@pytest.hookimpl(tryfirst=True)  # The marks must be there before `-m` deselects by them.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that use a server as slow, and have one process of the run start each server for all of them.
 
-    What waits for the whole graph to run comes first, for it takes longest.
+    Tests that wait for the whole graph to run come first, because that takes longest.
     """
     items.sort(key=lambda item: "undisturbed" not in getattr(item, "fixturenames", ()))
     for item in items:
@@ -43,7 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def make_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return images uint8 [count, 28, 28] and labels, each class equally often: a bright square's place tells which."""
+    """Return images uint8 [count, 28, 28] and labels, each class equally often; a bright square's place tells it."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -56,11 +56,11 @@ def make_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder that `make` has filled, once for all processes of this test run; nobody may change it."""
+    """Return a folder that `make` fills once for all processes of this test run; no test may change it."""
     from stages.core.artifacts import locked, remove
 
     base = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # Each has a folder of its own in that of the run.
+    if "PYTEST_XDIST_WORKER" in os.environ:  # Each worker has its own folder within that of the run.
         base = base.parent
     folder, made = base / name, base / f"{name}.made"
     with locked(base / f"{name}.lock", wait=True):
@@ -87,16 +87,16 @@ def tiny_idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_params(idx: Path) -> dict[str, Any]:
-    """Return the project's params.yaml, turned to the data set in `idx` and to seconds of work."""
+    """Return the project's params.yaml, changed to use the data set in `idx` and to take seconds."""
     from stages.core.datasets import FILES
 
     params: dict[str, Any] = YAML(typ="safe").load(PROJECT / "params.yaml")
-    sums: dict[str, dict[str, str]] = {"train": {}, "test": {}}
+    checksums: dict[str, dict[str, str]] = {"train": {}, "test": {}}
     for field, name in FILES.items():
         split, kind = field.split("_")
-        sums[split][kind] = hashlib.sha256((idx / name).read_bytes()).hexdigest()
+        checksums[split][kind] = hashlib.sha256((idx / name).read_bytes()).hexdigest()
     sources = [{"kind": "url", "url": str(idx)}]
-    params["datasets"]["tiny"] = {"classes": CLASSES, "centre_ink": False, "sha256": sums, "sources": sources}
+    params["datasets"]["tiny"] = {"classes": CLASSES, "centre_ink": False, "sha256": checksums, "sources": sources}
     params["dataset"], params["device"] = "tiny", "cpu"
     params["normalize"]["validation"] = 1 / 6
     params["parity"]["batch_sizes"] = [1, 7, 100]
@@ -147,7 +147,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Run a Chromium; where this machine has none, skip the test."""
+    """Run a Chromium; if this machine has none, skip the test."""
     from playwright.sync_api import sync_playwright
 
     from tests.browser import ARGUMENTS, find_browser
@@ -155,14 +155,14 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         path = find_browser(playwright)
         if not path:
-            pytest.skip("no Chromium and no Chrome here; `python -m tests.browser` installs one where it can")
+            pytest.skip("no Chromium or Chrome here; `python -m tests.browser` installs one if it can")
         launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, chromium_sandbox=False)
         yield launched
         launched.close()
 
 
 class Clone:
-    """A git and DVC repository with this project's files, in `folder`."""
+    """Hold a git and DVC repository with this project's files, in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -226,7 +226,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Clone:
-    """Return the project after an undisturbed `dvc repro`, its output beside it; copy it, do not change it."""
+    """Return the project after an undisturbed `dvc repro`, its log beside the folder; copy it, do not change it."""
 
     def make(folder: Path) -> None:
         output = make_clone(folder, tiny_params(tiny_idx)).run("dvc", "repro").stdout
@@ -237,7 +237,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Clo
 
 @pytest.fixture
 def repeated(undisturbed: Clone, tmp_path: Path) -> Clone:
-    """Return a copy of `undisturbed` that has forgotten the runs of its stages: DVC runs again what is stale."""
+    """Return a copy of `undisturbed` without DVC's cache of runs, so that stale stages run again."""
     from stages.core.artifacts import remove
 
     folder = shutil.copytree(undisturbed.folder, tmp_path / "repeated", symlinks=True)

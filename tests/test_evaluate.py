@@ -30,7 +30,7 @@ def evaluated(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def make(folder: Path) -> None:
         params = tiny_params(tiny_idx)
-        # a model that errs at times
+        # This model errs at times.
         params["recipe"] = "article"
         params["recipes"]["article"]["optimizer"]["lr"] = 0.006
         write_params(params, folder)

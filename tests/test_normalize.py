@@ -193,7 +193,7 @@ def test_label_outside_the_classes(workspace: Path, split: str) -> None:
     assert "column 'label': in 0..9 (failing rows 13, 17, found 10, 255)" in message
 
 
-def test_a_class_out_of_the_bounds_of_its_share(workspace: Path, params: dict[str, Any]) -> None:
+def test_a_class_share_out_of_bounds_is_reported(workspace: Path, params: dict[str, Any]) -> None:
     params["normalize"]["class_share"] = {"min": 0.05, "max": 0.2}
     params["datasets"]["tiny"]["classes"][3] = "three"
     write_params(params, workspace)
@@ -228,7 +228,7 @@ def test_classes_of_one_image_cannot_be_split(workspace: Path) -> None:
     assert refused().count("\n  validation: no image of class") == 10
 
 
-def test_the_projects_settings_suit_a_small_and_uneven_data_set(workspace: Path, params: dict[str, Any]) -> None:
+def test_the_default_settings_suit_a_small_and_uneven_data_set(workspace: Path, params: dict[str, Any]) -> None:
     params["normalize"] = load_params(PROJECT / "params.yaml").normalize.model_dump()
     params["datasets"]["tiny"]["classes"] = ["cat", "dog", "owl"]
     write_params(params, workspace)

@@ -92,8 +92,8 @@ def test_an_experiment_is_compared_with_the_commit(repeated: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_an_override_changes_one_line_and_a_refused_one_loses_nothing(clone: Clone, params: dict[str, Any]) -> None:
-    """The file of the project, with the tiny data set added to it as DVC writes it."""
+def test_an_override_changes_one_line_and_a_bad_one_loses_nothing(clone: Clone, params: dict[str, Any]) -> None:
+    """The tiny data set is added to the project's file in the layout in which DVC writes it."""
     tiny = StringIO()
     YAML().dump({"tiny": params["datasets"]["tiny"]}, tiny)
     text = (PROJECT / "params.yaml").read_text().replace("\ndataset: mnist ", "\ndataset: tiny  ")
@@ -109,7 +109,7 @@ def test_an_override_changes_one_line_and_a_refused_one_loses_nothing(clone: Clo
     refused = clone.run("dvc", "exp", "run", "--set-param", "normalize.std=-1", "normalize", check=False)
     assert refused.returncode != 0
     assert "normalize.std: found -1, input should be greater than or equal to 0.0001" in refused.stdout
-    assert not (clone.folder / NORMALIZED).exists()  # DVC has removed it before the stage could refuse.
+    assert not (clone.folder / NORMALIZED).exists()  # DVC removed it before the stage could refuse to run.
     clone.run("git", "checkout", "params.yaml")
     clone.run("dvc", "checkout", "normalize")
     assert contents(clone.folder, NORMALIZED) == written
@@ -128,7 +128,7 @@ def test_refused_params_stop_before_any_work(clone: Clone, params: dict[str, obj
 
 @pytest.mark.slow
 def test_raw_data_stay_out_of_git_before_dvc_knows_them(clone: Clone) -> None:
-    """A kill of `dvc repro` at the end of the stage leaves them so."""
+    """A kill of `dvc repro` at the end of the stage leaves the data in this state."""
     clone.run("python", "-m", "stages.download")
     clone.run("git", "add", "--all")
     clone.run("git", "commit", "--quiet", "--allow-empty", "--message=raw data")

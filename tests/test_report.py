@@ -36,7 +36,7 @@ def proved(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     def make(folder: Path) -> None:
         params = tiny_params(tiny_idx)
         params["datasets"]["tiny"]["classes"] = [*"01234567", LONG, HOSTILE]
-        # a model that errs at times
+        # This model errs at times.
         params["recipe"] = "article"
         params["recipes"]["article"]["optimizer"]["lr"] = 0.006
         write_params(params, folder)
@@ -154,7 +154,7 @@ def test_page_is_as_wide_as_the_window(ready: Path, browser: Browser, width: int
 
 @pytest.mark.slow
 def test_long_names_of_classes_hide_nothing(ready: Path, browser: Browser) -> None:
-    """Neither a table nor a name in a chart is wider than its place."""
+    """Neither a table nor a name in a chart is wider than the space that it has."""
     page = Visit(browser).page
     hidden = page.evaluate(
         "[...document.querySelectorAll('.scroll')].map(table => table.scrollWidth - table.clientWidth)"
@@ -250,7 +250,7 @@ def test_metrics_are_a_dozen_numbers_of_visible_size(proved: Path) -> None:
     metrics = {name: value for file in files for name, value in file.items()}
     assert len(metrics) == sum(map(len, files)) == 12
     assert all(type(value) in (int, float) for value in metrics.values())
-    # DVC rounds to five digits: what is not zero must not look like zero
+    # DVC rounds to five digits, and a figure that is not zero must not look like zero.
     assert all(value == 0 or round(value, 5) for value in metrics.values()), metrics
 
 

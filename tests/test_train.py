@@ -202,7 +202,7 @@ def test_augmentation_is_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(
     "model",
-    # A processor without bfloat16 takes long for a large network in it.
+    # A processor without bfloat16 takes long to compute a large network in it.
     [pytest.param(model, marks=pytest.mark.slow) if model["name"] == "resnet" else model for model in OTHERS],
     ids=lambda model: model["name"],
 )

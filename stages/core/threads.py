@@ -4,11 +4,10 @@ Waking a thread that sleeps takes longer than many operations of a small network
 such a network up to twice as fast. But a spinning thread keeps its core from all others, even from the thread that it
 waits for: beside a busy process, training with long spins is ten times slower.
 
-GNU's OpenMP reads the number of turns once, when torch loads it. Only one rule can still shorten
-the spins later: threads spin for 100 turns at most while there are more OpenMP threads than cores (libgomp's manual,
-"GOMP_SPINCOUNT").
+GNU's OpenMP reads the number of turns once, when torch loads it. Only one rule can still shorten the spins later:
+while there are more OpenMP threads than cores, threads spin for 100 turns at most (libgomp's manual, "GOMP_SPINCOUNT").
 So `sharing_cores` adds threads that only sleep whenever this process has to wait for a core, and removes them when it
-has the cores for itself again.
+has the cores to itself again.
 """
 
 import os

@@ -93,7 +93,7 @@ def test_link_is_replaced_and_what_it_points_to_kept(tmp_path: Path) -> None:
     assert read(cached) == {"old": "old"}
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="renameat2 is Linux's")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has renameat2")
 def test_two_folders_are_exchanged_in_one_step(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     write(one, "folder", "first")

@@ -1,4 +1,4 @@
-"""Ctrl-C ends a stage without a traceback, from its first import on."""
+"""Test that ctrl-C ends a program without a traceback, from its first import on."""
 
 import os
 import signal
@@ -56,10 +56,10 @@ def test_a_program_that_imports_a_stage_keeps_keyboard_interrupt(tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_stage_interrupted_at_its_work_says_so(tmp_path: Path) -> None:
+def test_a_stage_interrupted_at_work_says_so(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     code = (
-        "import sys; sys.argv[0] = '-m'\n"  # as while Python locates the module of `python -m stages.STAGE`
+        "import sys; sys.argv[0] = '-m'\n"  # This is its value while Python locates a module to run.
         "from pathlib import Path\n"
         "from stages.core.errors import reported\n"
         "with reported('stage'):\n"
@@ -72,7 +72,7 @@ def test_a_stage_interrupted_at_its_work_says_so(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     )
-    with (tmp_path / "pipe").open("wb"):  # It waits for the reader.
+    with (tmp_path / "pipe").open("wb"):  # Opening it waits for the reader.
         process.send_signal(signal.SIGINT)
         assert process.communicate()[1] == "stage: interrupted\n"
     assert process.returncode == 130

@@ -1,4 +1,4 @@
-"""Calibration and the confidence below which a prediction is unsure, against cases worked out by hand."""
+"""Test calibration, and the confidence below which a prediction is unsure against cases worked out by hand."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_a_model_without_errors_is_not_infinitely_confident() -> None:
     labels = torch.arange(50) % 5
     logits = torch.nn.functional.one_hot(labels, 5).float()
     confidence = (logits / fit_temperature(logits, labels)).softmax(1).amax(1)
-    assert torch.all((confidence > 0.97) & (confidence < 0.99))  # as if one image of 51 had been shared by all classes
+    assert torch.all((confidence > 0.97) & (confidence < 0.99))  # as if one image of 51 were shared by all classes
 
 
 def test_a_model_worse_than_chance_is_given_no_confidence() -> None:
@@ -72,15 +72,15 @@ CONFIDENCES = [0.95, 0.9, 0.8, 0.7, 0.6]
 @pytest.mark.parametrize(
     ("wrong", "risk", "coverage", "expected", "decided"),
     [
-        ([], 0.0, 0.0, 0.6, "risk"),  # all right: all sure
+        ([], 0.0, 0.0, 0.6, "risk"),  # All are right, so all are sure.
         ([4], 0.0, 0.0, 0.7, "risk"),
-        ([4], 0.2, 0.0, 0.6, "risk"),  # one error in five is allowed
+        ([4], 0.2, 0.0, 0.6, "risk"),  # One error in five is allowed.
         ([2], 0.0, 0.0, 0.9, "risk"),
-        ([2], 0.25, 0.0, 0.6, "risk"),  # one error among five, though among the first three are too many
-        ([0], 0.0, 0.0, 1.0, "risk"),  # the surest is wrong: none is sure
-        ([2], 0.0, 0.4, 0.9, "risk"),  # both targets are met
+        ([2], 0.25, 0.0, 0.6, "risk"),  # One error in five is allowed, though one in the first three is not.
+        ([0], 0.0, 0.0, 1.0, "risk"),  # The surest is wrong, so none is sure.
+        ([2], 0.0, 0.4, 0.9, "risk"),  # Both targets are met.
         ([2], 0.0, 0.8, 0.7, "coverage"),
-        ([2], 0.0, 0.7, 0.7, "coverage"),  # four of five are the least that is 70 %
+        ([2], 0.0, 0.7, 0.7, "coverage"),  # At least 70 % of five are four.
         ([0], 0.0, 0.2, 0.95, "coverage"),
         ([0, 1, 2, 3, 4], 0.0, 1.0, 0.6, "coverage"),
         ([0, 1, 2, 3, 4], 1.0, 0.0, 0.6, "risk"),

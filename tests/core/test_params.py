@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dvc.utils.hydra import apply_overrides  # what `dvc exp run -S` does
+from dvc.utils.hydra import apply_overrides  # `dvc exp run -S` calls this.
 from ruamel.yaml import YAML
 
 from stages.core.errors import UserError
@@ -327,7 +327,7 @@ def test_no_mapping(tmp_path: Path, text: str, found: str) -> None:
 
 
 def scalars(section: dict[str, Any], *above: str) -> Iterator[tuple[str, object]]:
-    """Yield the dotted names and the values of all fields, those within lists left out."""
+    """Yield the dotted names and the values of all fields, except those within lists."""
     for key, value in section.items():
         if isinstance(value, dict):
             yield from scalars(value, *above, key)
@@ -336,7 +336,7 @@ def scalars(section: dict[str, Any], *above: str) -> Iterator[tuple[str, object]
 
 
 def another(value: object) -> object:
-    """Return a value of the same type and length."""
+    """Return a different value of the same type and length."""
     match value:
         case bool():
             return not value
@@ -365,9 +365,7 @@ def changed_lines(before: str, after: str) -> list[str]:
         ("datasets.mnist.sha256.test.labels", "a" * 64),
     ],
 )
-def test_an_override_changes_one_line_and_is_the_same_by_dvc_and_by_the_flow(
-    tmp_path: Path, field: str, value: object
-) -> None:
+def test_dvc_and_the_flow_override_a_field_alike_and_change_one_line(tmp_path: Path, field: str, value: object) -> None:
     text, by_dvc, by_flow = FILE.read_text(), tmp_path / "dvc.yaml", tmp_path / "flow.yaml"
     by_dvc.write_text(text)
     by_flow.write_text(text)
@@ -397,7 +395,7 @@ def test_dvc_keeps_the_layout_and_every_comment_when_it_sets_any_field(tmp_path:
 
 
 def test_yaml_1_1_reads_the_same_values(content: dict[str, Any]) -> None:
-    """DVC quotes a string where YAML 1.2 needs it only; to YAML 1.1 a plain `off` is false."""
+    """DVC quotes strings only where YAML 1.2 needs it, but YAML 1.1 reads a plain `off` as false."""
     older = YAML(typ="safe", pure=True)
     older.version = (1, 1)
     assert older.load(FILE) == content

@@ -68,7 +68,7 @@ def test_damage_is_told_and_ignored(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def claim_in_another_process() -> Path | None:
-    """Return what a fork of this process gets, through its exit status alone."""
+    """Return what a fork of this process gets, which it reports through its exit status alone."""
     pid = os.fork()
     if not pid:
         with resume.claimed("key") as path:

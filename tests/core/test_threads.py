@@ -1,4 +1,4 @@
-"""Threads that wait for each other leave the cores to whoever needs them."""
+"""Test that threads that wait for each other leave the cores to whoever needs them."""
 
 import os
 import subprocess
@@ -15,8 +15,8 @@ from tests.conftest import PROJECT
 
 pytestmark = pytest.mark.skipif(not threads.TASKS.exists(), reason="needs Linux's statistics of threads")
 
-# Computes on two threads and prints how many there are, after each line that it reads. Its argument is where the
-# kernel, or this test, says how long they had to wait for a core.
+# For each line that it reads, this program computes on two threads for a second and prints how many threads it has. Its
+# argument is the folder in which the kernel, or this test, says how long the threads had to wait for a core.
 COMPUTING = """
 import os, sys, time
 from pathlib import Path
@@ -34,7 +34,7 @@ with threads.sharing_cores():
 
 
 class Computing:
-    """A process that computes while the block runs."""
+    """Run a process that computes while the block runs."""
 
     def __init__(self, tasks: Path) -> None:
         inherited = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
@@ -51,7 +51,7 @@ class Computing:
         self.process.communicate()
 
     def count_threads(self) -> int:
-        """Return how many it has after a second of work."""
+        """Return how many threads the process has after a second of work."""
         assert self.process.stdin
         assert self.process.stdout
         self.process.stdin.write("\n")
@@ -60,7 +60,7 @@ class Computing:
 
 
 def spin_count(inherited: dict[str, str]) -> str:
-    """Return what a process has that imports the package of stages in this environment."""
+    """Return the spin count of a process that imports the package `stages` in this environment."""
     code = "import os, stages; print(os.environ['GOMP_SPINCOUNT'])"
     done = subprocess.run(
         [sys.executable, "-c", code], check=True, cwd=PROJECT, env=inherited, stdout=subprocess.PIPE, text=True
@@ -80,14 +80,14 @@ def test_time_without_a_core_only_grows() -> None:
 
 @pytest.mark.slow
 def test_waits_are_short_while_the_threads_wait_for_cores_and_long_again_afterwards(tmp_path: Path) -> None:
-    """More threads than cores are what makes GNU's OpenMP wait for a short time."""
+    """GNU's OpenMP spins for a short time only if there are more threads than cores."""
     statistics = tmp_path / "tasks/1/schedstat"
     statistics.parent.mkdir(parents=True)
     statistics.write_text("0 0 0")
     over = Event()
 
     def be_crowded() -> None:
-        """Have one thread wait for a third of the time."""
+        """Report that one thread waits for a third of the time."""
         started = time.monotonic()
         while not over.wait(0.01):
             partial = statistics.with_name("partial")

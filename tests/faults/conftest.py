@@ -1,4 +1,4 @@
-"""What the tests of faults start from, and how they tell that nothing was lost."""
+"""Provide what the tests of faults start from, and the check that nothing was lost."""
 
 import hashlib
 

@@ -1,7 +1,7 @@
-"""Count the faults that tests inject, over all processes of a test run, and print the table of them in the end.
+"""Count the faults that tests inject, over all processes of a test run, and print a table of them at the end.
 
-A plain run tries a few of each kind. VISION_PIPELINE_FAULTS=long tries them by the dozen and hundred, and writes the
-table to benchmarks/faults.md.
+A plain run tries a few of each kind. VISION_PIPELINE_FAULTS=long tries dozens or hundreds of each, and writes the table
+to benchmarks/faults.md.
 """
 
 import os
@@ -19,7 +19,7 @@ HEAD = ["fault", "times tried", "times survived", "data lost"]
 
 
 class DataLostError(AssertionError):
-    """Raised when what was there before the fault, or what it interrupted, cannot be had any more."""
+    """Report that what was there before the fault, or what it interrupted, is lost."""
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Faults:
 
     @contextmanager
     def tried(self, name: str) -> Iterator[None]:
-        """Count one fault of this name, survived unless the block raises; a `DataLostError` counts as data lost."""
+        """Count one fault of this name: as survived unless the block raises, as data lost on a `DataLostError`."""
         count = self.counts.setdefault(name, Count())
         count.tried += 1
         try:
@@ -49,7 +49,7 @@ class Faults:
             raise
 
     def untried(self, name: str, reason: str) -> NoReturn:
-        """Skip the test; the table names what this machine cannot do."""
+        """Skip the test and have the table name what this machine cannot do."""
         self.reasons[name] = reason
         pytest.skip(f"{name}: {reason}")
 
@@ -57,7 +57,7 @@ class Faults:
         return {"faults": {name: asdict(count) for name, count in self.counts.items()}, "untried": self.reasons}
 
     def add(self, others: dict[str, Any]) -> None:
-        """Add what another process has counted, as its `as_dict` gives it."""
+        """Add what another process has counted, as its `as_dict` returned it."""
         for name, other in others["faults"].items():
             count = self.counts.setdefault(name, Count())
             for field, value in other.items():
@@ -65,10 +65,6 @@ class Faults:
         self.reasons |= others["untried"]
 
     def table(self) -> list[str]:
-        from benchmarks import (
-            report,  # It imports torch, which takes seconds and which no other process of xdist needs.
-        )
-
         rows = [[name, str(count.tried), str(count.survived), str(count.lost)] for name, count in self.counts.items()]
         untried = [f"Not tried on this machine: {name} ({reason})." for name, reason in self.reasons.items()]
         return [report.table(HEAD, rows), *untried]

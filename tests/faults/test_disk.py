@@ -167,6 +167,6 @@ def test_dvc_on_a_full_disk(faults: Faults, undisturbed: Clone, repeated: Clone,
                     assert "Traceback" not in done.stdout
                     repeated.run("dvc", "checkout", "--force")
                     check_same(repeated, undisturbed)
-                remove_torn_rwlock(repeated.folder)  # as `make run` and the flow do
+                remove_torn_rwlock(repeated.folder)  # `make run` and the flow do this, too.
                 repeated.run("dvc", "repro")
                 check_same(repeated, undisturbed)

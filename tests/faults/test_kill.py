@@ -26,15 +26,15 @@ pytestmark = pytest.mark.slow
 
 KILLS = 50 if LONG else 2  # of each stage
 KILLED_RUNS = 10 if LONG else 1  # of `dvc repro`
-KILLED_REPLACEMENTS = 1000 if LONG else 30  # of a folder
-FILES = 8  # in that folder
+KILLED_REPLACEMENTS = 1000 if LONG else 30  # replacements of a folder
+FILES = 8  # files in that folder
 SEED = 5
 
 
 def replace_forever(folder: Path, *, exchange: bool) -> None:
-    """Replace the folder again and again, each time by one whose files all hold the next number."""
-    artifacts.flush = lambda *_: None  # Else nearly every kill would hit a flush, and hardly one the replacement.
-    if not exchange:  # as on a file system that cannot
+    """Replace the folder again and again, each time with one whose files all hold the next number."""
+    artifacts.flush = lambda *_: None  # Otherwise nearly every kill would hit a flush, not the replacement.
+    if not exchange:  # Some file systems cannot exchange folders.
         artifacts.exchange = lambda *_: False
     for generation in count():
         with replacing(folder) as partial:
@@ -66,7 +66,7 @@ def test_a_folder_is_replaced_as_a_whole(faults: Faults, tmp_path: Path, *, exch
                 raise DataLostError(f"after kill {number} with seed {SEED}, {folder} holds {files}")
     with replacing(folder) as partial:
         partial.mkdir()
-    assert list(folder.parent.iterdir()) == [folder], "what a killed process left is still there"
+    assert list(folder.parent.iterdir()) == [folder], "the leftovers of a killed process are still there"
 
 
 def started_outputs(folder: Path, stage: str) -> int:

@@ -135,7 +135,7 @@ class Advisories(BaseHTTPRequestHandler):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("audit")  # They write one log.
+@pytest.mark.xdist_group("audit")  # They write to one log.
 @pytest.mark.parametrize(
     ("vulnerable", "status", "said"),
     [

@@ -208,7 +208,7 @@ def test_no_process_survives_the_flow(clone: Clone, prefect_env: dict[str, str],
 
 
 def is_importing(flow: psutil.Process, _: Path) -> bool:
-    """Polars is among the last imports, and has a handler of its own for ctrl-C."""
+    """Return whether polars is loaded, which is among the last imports and has its own handler for ctrl-C."""
     return any("polars" in mapped.path for mapped in flow.memory_maps())
 
 
@@ -222,7 +222,7 @@ def is_running_a_stage(_: psutil.Process, log: Path) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("moment", "told"),
+    ("moment", "message"),
     [
         (is_importing, ""),
         (is_starting_its_server, "pipeline: interrupted\n"),
@@ -230,9 +230,9 @@ def is_running_a_stage(_: psutil.Process, log: Path) -> bool:
     ],
 )
 def test_ctrl_c_without_a_server_brings_the_prompt_back_in_seconds(
-    project: Clone, tmp_path: Path, moment: Callable[[psutil.Process, Path], bool], told: str
+    project: Clone, tmp_path: Path, moment: Callable[[psutil.Process, Path], bool], message: str
 ) -> None:
-    """The whole process group hears it, as in a terminal."""
+    """As in a terminal, the whole process group gets the signal."""
     log = tmp_path / "flow.log"
     with log.open("w") as output:
         flow = subprocess.Popen(
@@ -251,12 +251,12 @@ def test_ctrl_c_without_a_server_brings_the_prompt_back_in_seconds(
         flow.kill()
         flow.wait()
     assert "Traceback" not in log.read_text()
-    assert log.read_text().endswith(told)
-    assert (log.read_text() == "") == (told == "")
+    assert log.read_text().endswith(message)
+    assert (log.read_text() == "") == (message == "")
     project.run("dvc", "repro")
 
 
-def test_a_run_whose_worker_died_while_it_started_ends() -> None:
+def test_a_run_ends_if_its_worker_died_while_it_started() -> None:
     run = "import time; from flows.pipeline import end_with_the_worker; end_with_the_worker(); time.sleep(600)"
     worker = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {run!r}], stdout=2).pid)"
     env = Clone.environment({"PREFECT__WORKER_NAME": "dead"})

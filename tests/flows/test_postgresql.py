@@ -68,12 +68,12 @@ def test_two_workers_on_postgresql(
     port = free_port()
     env = server.environment(project.folder, port)
     with ExitStack() as stack:
-        stack.enter_context(schedule.ended(server.start_server(env, port)))
+        stack.enter_context(schedule.stopping(server.start_server(env, port)))
         schedule.prefect(env, "work-pool", "create", schedule.POOL, "--type", "process")
         schedule.prefect(env, "deploy", "--all")
         for worker in ("first", "second"):
             options = ["--pool", schedule.POOL, "--name", worker, "--limit", "1"]
-            stack.enter_context(schedule.ended(server.start(env, "worker", "start", *options)))
+            stack.enter_context(schedule.stopping(server.start(env, "worker", "start", *options)))
         with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
             runs = [start_run(client, {"force": True}) for _ in range(2)]
             ended = [wait_for(partial(finished, client, run), 300, "both runs") for run in runs]

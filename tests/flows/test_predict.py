@@ -93,14 +93,14 @@ def test_content_decides_and_not_the_suffix(tmp_path: Path) -> None:
     assert table.drop("file").unique().height == 1
 
 
-def test_what_is_no_users_picture_is_counted_and_not_read(tmp_path: Path) -> None:
+def test_hidden_and_other_files_are_counted_but_not_read(tmp_path: Path) -> None:
     folder = tmp_path / "given"
     names = ["a.png", ".ipynb_checkpoints/a.png", ".hidden.png", "in/__MACOSX/._a.png", "in/._b.png", "in/Thumbs.db"]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(IMAGES[0].numpy()).save(folder / name, "PNG")
     for name in ("1.txt", "2.svg", "in/3.pdf", "in/4.heic"):
-        (folder / name).write_text("no image that is read")
+        (folder / name).write_text("not an image")
     summary = batch.predict_folder(folder, tmp_path / "out", DIGITS, 16, lambda *_: None)
     assert pl.read_parquet(summary.table)["file"].to_list() == ["a.png"]
     expected = "4 other files skipped (1.txt, 2.svg, in/3.pdf, ...), 5 hidden files or folders"
@@ -133,7 +133,7 @@ def test_a_blank_image_becomes_a_row_with_its_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("light", [False, True])
 def test_what_is_not_ink_is_neither_moved_nor_inverted(tmp_path: Path, light: bool) -> None:
-    """The class is the place of the lightest part, at any size."""
+    """The class is the place of the lightest part, whatever the size."""
     folder = tmp_path / "given"
     folder.mkdir()
     images = np.stack([bar(place) + np.uint8(60 * light) for place in range(3)])

@@ -1,4 +1,4 @@
-"""DVC's list of who reads and writes what: an unreadable one is removed, and only that."""
+"""Test that DVC's rwlock is removed if it is unreadable, and only then."""
 
 import json
 import os
@@ -16,12 +16,12 @@ TORN = ["", '{"write": {"/project/b.txt": {"pid": 4', "{}{}"]
 
 @pytest.fixture
 def rwlock(project: Clone) -> Path:
-    """The path of the list, in a project that DVC has worked on."""
+    """Return the path of the rwlock, in a project in which DVC has run."""
     project.run("dvc", "status")
     return project.folder / ".dvc/tmp/rwlock"
 
 
-def test_dvc_works_again_once_a_torn_list_is_removed(project: Clone, rwlock: Path) -> None:
+def test_dvc_works_again_once_a_torn_rwlock_is_removed(project: Clone, rwlock: Path) -> None:
     for content in TORN:
         rwlock.write_text(content)
         assert "Unable to read RWLock-file" in project.run("dvc", "status", check=False).stdout
@@ -31,23 +31,23 @@ def test_dvc_works_again_once_a_torn_list_is_removed(project: Clone, rwlock: Pat
 
 
 @pytest.mark.slow
-def test_make_run_goes_on_after_a_torn_list(project: Clone, rwlock: Path) -> None:
+def test_make_run_removes_a_torn_rwlock(project: Clone, rwlock: Path) -> None:
     (project.folder / ".venv").mkdir()
     (project.folder / ".venv/installed").touch()
     rwlock.write_text("")
-    done = project.run("make", "run", check=False)  # these stages write no metrics to sum up
+    done = project.run("make", "run", check=False)  # It fails at the end because these stages write no metrics.
     assert "removed .dvc/tmp/rwlock" in done.stdout
     assert "Running stage 'd'" in done.stdout
 
 
-def test_a_readable_list_stays(project: Clone, rwlock: Path) -> None:
+def test_a_readable_rwlock_stays(project: Clone, rwlock: Path) -> None:
     content = json.dumps({"write": {str(project.folder / "b.txt"): {"pid": os.getpid(), "cmd": "dvc repro"}}})
     rwlock.write_text(content)
     remove_torn_rwlock(project.folder)
     assert rwlock.read_text() == content
 
 
-def test_a_list_that_dvc_is_writing_is_waited_for(project: Clone, rwlock: Path) -> None:
+def test_an_rwlock_that_dvc_is_writing_is_waited_for(project: Clone, rwlock: Path) -> None:
     rwlock.write_text("")
     with make_lock(str(rwlock.with_name("rwlock.lock"))):
         waiting = Thread(target=remove_torn_rwlock, args=[project.folder])

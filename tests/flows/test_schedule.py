@@ -1,4 +1,4 @@
-"""`make schedule` for real: a run that the clock starts, runs and workers that die, a next run that is good."""
+"""Test `make schedule` for real: runs that the clock starts, runs and workers that die, and the runs after them."""
 
 import json
 import signal
@@ -21,13 +21,13 @@ from flows.notify import WEBHOOK
 from tests.conftest import PROJECT, Clone, make_clone, tiny_params, wait_for
 from tests.flows.conftest import free_port
 
-# they share one schedule, whose start alone takes a minute where others want the cores too
+# The tests share one schedule, because starting it takes a minute on a busy machine.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("schedule"), pytest.mark.timeout(600)]
 
 SECRETS = {WEBHOOK: "http://127.0.0.1:9/hook-s3cr3t", "PREFECT_API_KEY": "pnu_s3cr3t"}
 IMPATIENT = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "5", "PREFECT_WORKER_QUERY_SECONDS": "2"}
 
-# one stage, which takes as many seconds as the seed says, and whose loss depends on the recipe
+# The only stage takes as many seconds as the seed says, and its loss depends on the recipe.
 STAGES = """
 stages:
   train: {cmd: python train.py, deps: [train.py], params: [recipe, seed], metrics: [loss.json: {cache: false}]}
@@ -50,13 +50,13 @@ class Schedule(NamedTuple):
     client: SyncPrefectClient
 
     def worker(self) -> psutil.Process:
-        """Return the worker; its leash is `python .../leash.py python -m prefect ...`."""
+        """Return the worker itself, not its leash, which is `python .../leash.py python -m prefect ...`."""
         commands = self.commands().items()
         (worker,) = (process for process, words in commands if "worker" in words and words[1] == "-m")
         return worker
 
     def commands(self) -> dict[psutil.Process, list[str]]:
-        """Return the descendants that are alive with their command lines."""
+        """Return the command lines of the descendants that are alive."""
         found = {}
         for process in self.process.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -65,7 +65,7 @@ class Schedule(NamedTuple):
 
 
 def make_project(folder: Path, idx: Path) -> Clone:
-    """Make a clone whose only stage takes moments, with a `nightly` that runs every few seconds."""
+    """Make a clone whose only stage takes a moment and whose deployment `nightly` runs every 30 seconds."""
     project = make_clone(folder, tiny_params(idx))
     (project.folder / "dvc.yaml").write_text(STAGES)
     (project.folder / "train.py").write_text(TRAIN)
@@ -115,7 +115,7 @@ def scheduled(project: Clone, log: Path) -> Iterator[Schedule]:
 
 @pytest.fixture(scope="module")
 def schedule(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Iterator[Schedule]:
-    """A schedule in a folder such as a home of somebody called Jörg."""
+    """Run a schedule in a folder whose name is not ASCII."""
     folder = tmp_path_factory.mktemp("schedule")
     with scheduled(make_project(folder / "Jörgs Projekt", tiny_idx), folder / "log") as running:
         yield running
@@ -133,7 +133,7 @@ def start_run(client: SyncPrefectClient, parameters: dict[str, Any]) -> FlowRun:
 
 
 def start_endless_run(schedule: Schedule) -> tuple[FlowRun, psutil.Process]:
-    """Start a run, and return it with the process of its stage once that works."""
+    """Start a run and, once its stage is running, return it with the stage's process."""
     run = start_run(schedule.client, ENDLESS)
 
     def stage() -> psutil.Process | None:
@@ -150,7 +150,7 @@ def finished(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
 
 
 def check_next_run(schedule: Schedule) -> None:
-    """The next run is good, and starts long before a dead one's claim on the queue expires, which takes 300 s."""
+    """Check that the next run succeeds long before a dead run's claim on the queue expires, which takes 300 s."""
     good = start_run(schedule.client, {"recipe": "article"})
     ended = wait_for(lambda: finished(schedule.client, good), 240, "the next run")
     assert ended.state.is_completed(), schedule.log.read_text()
@@ -179,7 +179,7 @@ def test_a_cancelled_run_ends_with_its_stage(schedule: Schedule) -> None:
     assert psutil.wait_procs([stage], timeout=10)[1] == []
 
 
-def test_a_run_ends_with_its_worker_and_the_next_one_is_good(schedule: Schedule) -> None:
+def test_a_run_ends_with_its_worker_and_the_next_one_succeeds(schedule: Schedule) -> None:
     run, _ = start_endless_run(schedule)
     worker = schedule.worker()
     hanging = worker.children(recursive=True)

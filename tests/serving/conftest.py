@@ -36,7 +36,7 @@ def interruptible() -> None:
 
 
 class Service:
-    """Run the service in `folder`; it is there once it has printed its URL."""
+    """Run the service in `folder`, which is ready once it has printed its URL."""
 
     def __init__(self, folder: Path, limits: str = "") -> None:
         self.model, self.log = folder / "artifacts/onnx/model.onnx", folder / "service.log"
@@ -63,7 +63,7 @@ class Service:
 
 
 def start(folder: Path, log: Path, *options: str, limits: str = "") -> subprocess.Popen[bytes]:
-    """Start the service; `limits` are Python statements that set other ones."""
+    """Start the service; `limits` are Python statements that change its limits."""
     code = f"from serving import app, body, connections\n{limits}\napp.main()"
     with log.open("w") as file:
         return subprocess.Popen(
@@ -78,7 +78,7 @@ def start(folder: Path, log: Path, *options: str, limits: str = "") -> subproces
 
 @contextmanager
 def serving(folder: Path, model: Path = DIGITS, limits: str = "") -> Iterator[Service]:
-    """Run a service with a model of its own; ctrl-C ends it if nothing else has."""
+    """Run a service with its own copy of the model, and end it by ctrl-C if it is still running."""
     path = folder / "artifacts/onnx/model.onnx"
     path.parent.mkdir(parents=True)
     shutil.copy(model, path)
@@ -105,7 +105,7 @@ def own_service(tmp_path: Path) -> Iterator[Service]:
 
 
 def write_places_model(path: Path) -> Path:
-    """Write a model that knows which third of an image, 20 pixels wide and 30 high, is the lightest."""
+    """Write a model that recognizes which third of an image, 20 pixels wide and 30 high, is the lightest."""
     weight = np.zeros((30, 20, 3), np.float32)
     for place in range(3):
         weight[10 * place : 10 * place + 10, :, place] = 1e-3
@@ -130,7 +130,7 @@ def write_places_model(path: Path) -> Path:
 
 
 def bar(place: int) -> NDArray[np.uint8]:
-    """An image [30, 20] of the class `PLACES[place]`, dim as not to look like ink on paper."""
+    """Return an image [30, 20] of the class `PLACES[place]`, too dim to look like ink on paper."""
     image = np.random.default_rng(place).integers(20, 60, (30, 20), np.uint8)
     image[10 * place + 3 : 10 * place + 7, 2:18] += 120
     return image

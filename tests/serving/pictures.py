@@ -1,4 +1,4 @@
-"""Hooks of schemathesis: what the pictures may be, and that no image is blank, which a schema cannot rule out."""
+"""Tell schemathesis what pictures to send, and keep images from being blank, which a schema cannot rule out."""
 
 import io
 from typing import Any

@@ -253,7 +253,7 @@ def test_silent_and_slow_clients_keep_nobody_waiting(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_longest_waiting_of_too_many_connections_are_closed(tmp_path: Path) -> None:
+def test_of_too_many_connections_the_longest_waiting_are_closed(tmp_path: Path) -> None:
     with serving(tmp_path, limits="connections.CONNECTIONS = 10") as service, ExitStack() as stack:
         silent = [stack.enter_context(connect(service)) for _ in range(30)]
         assert labels(post(service, picture(ONE))) == ["1"]
@@ -262,7 +262,7 @@ def test_the_longest_waiting_of_too_many_connections_are_closed(tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_a_client_that_does_not_read_its_answers_is_left(tmp_path: Path) -> None:
+def test_a_client_that_does_not_read_its_answers_is_disconnected(tmp_path: Path) -> None:
     with (
         serving(tmp_path, limits="connections.WAIT_S = 2") as service,
         connect(service, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 2000) as deaf,
@@ -278,7 +278,7 @@ def test_a_client_that_does_not_read_its_answers_is_left(tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_overload_is_answered_at_once(tmp_path: Path) -> None:
-    """What is half sent takes no room, and health is answered whatever else is."""
+    """A body that is half sent takes only the room of its bytes, and /health is always answered."""
     with serving(tmp_path, limits="body.MAX_HELD = 2 * body.MAX_BODY") as service, ExitStack() as stack:
         for _ in range(100):
             stack.enter_context(connect(service, HEAD + b"half"))
@@ -312,7 +312,7 @@ def test_head_is_answered_like_get(service: Service) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
-    """Whether requests are half sent or being answered."""
+    """End the service while some requests are half sent and others are being answered."""
     with serving(tmp_path, limits="app.GRACE_S = 1") as service, ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(connect(service, HEAD + b"half"))

@@ -70,7 +70,7 @@ def test_grey_levels_of_16_bits_and_of_1() -> None:
 
 
 def bits(depth: int) -> NDArray[np.uint16]:
-    """A 7 in that many bits, in pixels of 16."""
+    """Return a 7 with grey levels of so many bits, in pixels of 16."""
     return (draw_digit(40, 60, 255, 0).astype(np.uint32) * (2**depth - 1) // 255).astype(np.uint16)
 
 
@@ -276,7 +276,7 @@ def test_only_the_blank_images_of_several_are_blank() -> None:
 
 
 def test_without_centre_ink_pixels_are_taken_as_they_are() -> None:
-    """Neither moved nor inverted, though they are dark on light."""
+    """Dark on light, the pixels are neither moved nor inverted."""
     image = draw_digit(28, 28, 60, 200)
     image[:14] = 200
     np.testing.assert_array_equal(resized(image, 28, 28), image)

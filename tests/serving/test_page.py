@@ -177,15 +177,15 @@ def test_the_page_says_that_the_service_is_gone(browser: Browser, own_service: S
 
 
 def shape(page: Page, selector: str) -> float:
-    """Width by height as shown."""
+    """Return the ratio of width to height as shown."""
     box = page.locator(selector).bounding_box()
     assert box
     return box["width"] / box["height"]
 
 
 @pytest.mark.parametrize("viewport", [360, 1200])
-def test_a_model_of_images_that_are_no_squares(browser: Browser, tmp_path: Path, viewport: int) -> None:
-    """What is drawn in the upper third is there in the model's image, and both have its proportions."""
+def test_a_model_of_images_that_are_not_square(browser: Browser, tmp_path: Path, viewport: int) -> None:
+    """A stroke in the upper third is there in the model's image, too, and both have the model's proportions."""
     with serving(tmp_path, write_places_model(tmp_path / "places.onnx")) as running:
         page, complaints, _ = visit(browser, running.url, classes=3)
         page.set_viewport_size({"width": viewport, "height": 780})
@@ -220,7 +220,7 @@ def test_long_names_of_classes_fit(browser: Browser, own_service: Service, viewp
         assert box["x"] + box["width"] <= viewport - 16
 
 
-def test_a_drawing_that_is_blank_is_said(browser: Browser, service: Service) -> None:
+def test_the_page_says_that_a_drawing_is_blank(browser: Browser, service: Service) -> None:
     page, _, _ = visit(browser, service.url)
     draw(page, DIGITS["1"])
     page.evaluate("clear(); changed = true; ask()")
