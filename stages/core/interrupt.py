@@ -29,7 +29,7 @@ def exit_on_interrupt_while_importing() -> None:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise `KeyboardInterrupt` on the first ctrl-C in the block; end the process on the next one or after the block.
+    """Raise `KeyboardInterrupt` on the first ctrl-C in the block; a later one, or one after it, ends the process.
 
     Use it for programs that start all of their processes on a leash: they may end at any moment and leave none behind.
     """
