@@ -156,17 +156,21 @@ def stopped_at_the_end(runner: StageRunner) -> Iterator[StageRunner]:
 
 def end_with_the_worker() -> None:
     """End this process when the worker that started it, if there is one, dies: nobody else would end it."""
+    if "PREFECT__WORKER_NAME" not in os.environ:
+        return
     parent = os.getppid()
     # If the worker died while this process was importing, the process already has another parent.
-    is_orphan = "worker" not in psutil.Process(parent).cmdline()
+    try:
+        is_orphan = "worker" not in psutil.Process(parent).cmdline()
+    except psutil.Error:
+        is_orphan = True
 
     def watch() -> None:
         while not is_orphan and os.getppid() == parent:
             time.sleep(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if "PREFECT__WORKER_NAME" in os.environ:
-        Thread(target=watch, daemon=True).start()
+    Thread(target=watch, daemon=True).start()
 
 
 def main() -> None:

@@ -5,7 +5,10 @@ the file cannot be read. `python -m flows.rwlock` checks the project in the curr
 """
 
 import json
+import os
 from pathlib import Path
+
+import psutil
 
 from stages.core.errors import UserError, reported
 
@@ -20,11 +23,25 @@ def is_readable(file: Path) -> bool:
     return True
 
 
+def dvc_at_work(folder: Path) -> int | None:
+    """Return the process ID of a DVC command that runs in `folder`, if there is one."""
+    for process in psutil.process_iter(["pid", "cwd", "cmdline"]):
+        words = {Path(word).name for word in process.info["cmdline"] or []}
+        if process.info["cwd"] == str(folder.resolve()) and "dvc" in words and process.info["pid"] != os.getpid():
+            return int(process.info["pid"])
+    return None
+
+
 def remove_torn_rwlock(folder: Path) -> None:
-    """Remove the rwlock of the project in `folder` if it is unreadable and no DVC process is writing it."""
+    """Remove the rwlock of the project in `folder` if it is unreadable and no other DVC process is at work there.
+
+    A DVC command that runs a stage still needs its entry in the file, although it writes the file only now and then.
+    """
     file = folder / ".dvc/tmp/rwlock"
     if is_readable(file):
         return
+    if pid := dvc_at_work(folder):
+        raise UserError(f"{file} is unreadable, and DVC process {pid} is still at work; try again when it has ended")
     # These are imported only here because importing them adds half a second to `make run`.
     from dvc.lock import LockError, make_lock  # noqa: PLC0415
     from dvc.repo import Repo  # noqa: PLC0415

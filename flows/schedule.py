@@ -24,7 +24,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
-from flows.server import HOST, PREFECT, environment, start, start_server
+from flows.server import HOST, PREFECT, environment, start, start_server, wait_until_healthy
 from stages.core.artifacts import locked
 from stages.core.errors import UserError, reported
 from stages.core.interrupt import interruptible
@@ -79,6 +79,7 @@ def serve(port: int) -> None:
         except BlockingIOError:
             raise UserError(f"another schedule of {project} is running") from None
         server = stack.enter_context(stopping(start_server(env, port)))
+        wait_until_healthy(server, env)
         prefect(env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         prefect(env, "deploy", "--all")
         print(f"schedule: running; see http://{HOST}:{port}, start a run with", flush=True)

@@ -46,15 +46,22 @@ def start(env: dict[str, str], *arguments: str, stdout: int | None = None) -> su
 
 
 def start_server(env: dict[str, str], port: int, *options: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
-    """Start a server on loopback and return it once it answers."""
-    server = start(env, "server", "start", "--host", HOST, "--port", str(port), *options, stdout=stdout)
+    """Start a server on loopback."""
+    return start(env, "server", "start", "--host", HOST, "--port", str(port), *options, stdout=stdout)
+
+
+def wait_until_healthy(server: subprocess.Popen[bytes], env: dict[str, str]) -> None:
+    """Return once the server answers; raise `UserError` if it ends or takes longer than `START_S`."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            raise UserError(f"the Prefect server ended with status {server.returncode}; is port {port} taken?")
+            address = env["PREFECT_API_URL"]
+            raise UserError(
+                f"the Prefect server for {address} ended with status {server.returncode}; is its port taken?"
+            )
         try:
             if httpx.get(f"{env['PREFECT_API_URL']}/health").is_success:
-                return server
+                return
         except httpx.TransportError:
             pass
         time.sleep(0.1)
@@ -74,4 +81,5 @@ def start_temporary_server() -> str:
     server = start_server(env, port, "--no-ui", "--log-level", "ERROR", stdout=subprocess.DEVNULL)
     assert server.stdin
     atexit.register(server.stdin.close)  # Prefect sends its last log lines at exit.
+    wait_until_healthy(server, env)
     return env["PREFECT_API_URL"]

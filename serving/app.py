@@ -235,18 +235,19 @@ class Measured:
             return
         if scope["method"] == "HEAD":  # Uvicorn leaves out the body of the response.
             scope = {**scope, "method": "GET"}
-        status, started = 500, time.perf_counter()
+        status, answered, started = 500, False, time.perf_counter()
 
         async def noted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, answered = message["status"], True
             await send(message)
 
         try:
             await self.app(scope, receive, noted)
         except asyncio.CancelledError:  # The service is shutting down, and `GRACE_S` is over.
-            await JSONResponse({"detail": "the service is shutting down"}, 503)(scope, receive, noted)
+            if not answered:
+                await JSONResponse({"detail": "the service is shutting down"}, 503)(scope, receive, noted)
         finally:
             path = getattr(scope.get("route"), "path", "none")
             REQUESTS.labels(path, status).inc()

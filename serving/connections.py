@@ -29,21 +29,31 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def start_timer(self) -> None:
-        # Unlike abort, close would wait until the client has read what it was sent.
-        self.timer = self.loop.call_later(WAIT_S, self.transport.abort)
+        self.timer = self.loop.call_later(WAIT_S, self.give_up, self.transport.get_write_buffer_size())
+
+    def give_up(self, unread: int) -> None:
+        """Close the connection, unless its client has meanwhile read some of the `unread` bytes and others are left."""
+        if 0 < self.transport.get_write_buffer_size() < unread:
+            self.start_timer()
+        else:
+            self.transport.abort()  # close() would wait until the client has read what it was sent.
 
     def stop_timer_if_answering(self) -> None:
         if self.cycle is not None and not self.cycle.response_complete and not self.flow.write_paused:
             self.timer.cancel()
 
     def make_room(self) -> None:
-        """Close the connection whose client has taken longest to send a request."""
+        """Close the connection whose client has been silent longest, or else the one that takes longest to send."""
         waiting = (
             connection
             for connection in cast("set[Connection]", self.connections)
             if connection.conn.their_state in (h11.IDLE, h11.SEND_BODY) and not connection.transport.is_closing()
         )
-        min(waiting, key=lambda connection: connection.timer.when()).transport.abort()
+
+        def turn(connection: Connection) -> tuple[bool, float]:
+            return connection.conn.their_state is h11.SEND_BODY, connection.timer.when()
+
+        min(waiting, key=turn).transport.abort()
 
     def handle_events(self) -> None:
         super().handle_events()

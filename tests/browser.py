@@ -23,21 +23,20 @@ def find_browser(playwright: Playwright) -> str | None:
 
 
 def install_browser() -> None:
-    """Install Debian's Chromium as root, otherwise Playwright's; if that fails, say so and continue without one."""
-    commands = [[sys.executable, "-m", "playwright", "install", "chromium"]]
+    """Install Debian's Chromium as root, otherwise or if that fails Playwright's; say what does not work."""
+    ways = [f"{sys.executable} -m playwright install chromium"]
     if shutil.which("apt-get") and os.geteuid() == 0:
-        quietly = ["apt-get", "-qq", "-o", "Dpkg::Use-Pty=0"]
-        commands = [[*quietly, "update"], [*quietly, "install", "--yes", "--no-install-recommends", "chromium"]]
+        ways.insert(0, "apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium")
     print("Installing Chromium for the tests of the pages", flush=True)
-    for command in commands:
+    for command in ways:
         try:
-            done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=INSTALL_S)
-            failure = "\n".join(done.stderr.strip().splitlines()[-1:]) if done.returncode else ""
+            done = subprocess.run(["sh", "-c", command], check=False, capture_output=True, text=True, timeout=INSTALL_S)
         except subprocess.TimeoutExpired:
-            failure = f"not done within {INSTALL_S} s"
-        if failure:
-            print(f"`{' '.join(command)}` failed: {failure}; the tests of the pages will be skipped", flush=True)
+            print(f"`{command}` did not end within {INSTALL_S} s", flush=True)
+            continue
+        if done.returncode == 0:
             return
+        print(f"`{command}` failed: {''.join(done.stderr.strip().splitlines()[-1:])}", flush=True)
 
 
 if __name__ == "__main__":

@@ -134,13 +134,15 @@ def workspace(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.Monkey
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
     """Return a folder in which all stages have run undisturbed on tiny data; copy it, do not change it."""
+    from stages.core.artifacts import alone
 
     def make(folder: Path) -> None:
         write_params(tiny_params(tiny_idx), folder)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             for stage in ("download", "normalize", "train", "evaluate", "export", "parity", "report"):
-                import_module(f"stages.{stage}").main()
+                with alone(stage):
+                    import_module(f"stages.{stage}").main()
 
     return make_once(tmp_path_factory, "finished", make)
 
@@ -148,7 +150,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """Run a Chromium; if this machine has none, skip the test."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import Error, sync_playwright
 
     from tests.browser import ARGUMENTS, find_browser
 
@@ -156,7 +158,10 @@ def browser() -> Iterator[Browser]:
         path = find_browser(playwright)
         if not path:
             pytest.skip("no Chromium or Chrome here; `python -m tests.browser` installs one if it can")
-        launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, chromium_sandbox=False)
+        try:
+            launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, chromium_sandbox=False)
+        except Error as error:  # such as from the launcher of a package that is not installed
+            pytest.skip(f"{path} does not start: {error}")
         yield launched
         launched.close()
 

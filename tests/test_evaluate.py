@@ -16,7 +16,7 @@ from stages.core.checkpoint import build, load_checkpoint, save_checkpoint
 from stages.core.errors import UserError
 from stages.core.inference import infer
 from stages.core.tensors import read_tensors, write_tensors
-from tests.conftest import make_once, tiny_params, write_params
+from tests.conftest import PROJECT, make_once, tiny_params, write_params
 
 # the predicted class has probability 1/2, the two others 1/4 each
 LABELS = torch.tensor([0, 0, 0, 0, 1, 2])
@@ -202,3 +202,8 @@ def test_model_of_other_data_is_refused(before: Path) -> None:
         UserError, match=r"^artifacts/model/model\.pt was trained on other data than those in artifacts/"
     ):
         evaluate.main()
+
+
+def test_the_committed_model_is_calibrated() -> None:
+    """The figures in git are those of the chosen recipe on MNIST's test split."""
+    assert json.loads((PROJECT / evaluate.METRICS).read_text())["calibration_error"] < 0.005

@@ -11,27 +11,17 @@ import onnxruntime
 import pytest
 import torch
 
-from stages import download, export, normalize, train
+from stages import export
 from stages.core.checkpoint import load_checkpoint
 from stages.core.errors import UserError
 from stages.core.sums import record, sums_of
-from tests.conftest import CLASSES, PROJECT, make_images, make_once, tiny_params, write_params
+from tests.conftest import CLASSES, PROJECT, make_images, tiny_params, write_params
 
 
 @pytest.fixture(scope="module")
-def exported(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder in which all stages up to the export ran; do not write to it."""
-
-    def make(folder: Path) -> None:
-        params = tiny_params(tiny_idx)
-        params["recipe"] = "convnet"
-        write_params(params, folder)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            for stage in (download, normalize, train, export):
-                stage.main()
-
-    return make_once(tmp_path_factory, "exported", make)
+def exported(finished: Path) -> Path:
+    """Return a folder in which the stages up to the export ran; do not write to it."""
+    return finished
 
 
 @pytest.fixture(scope="module")

@@ -124,7 +124,10 @@ def test_a_class_of_two_images_is_in_both_parts(share: float) -> None:
     assert labels[held].unique().tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("share", "held_out"), [(0.07, 7), (0.1, 10), (0.104, 10), (0.106, 11), (0.5, 50)])
+@pytest.mark.parametrize(
+    ("share", "held_out"),
+    [(0.01, 7), (0.07, 7), (0.1, 10), (0.104, 10), (0.106, 11), (0.5, 50), (0.93, 93), (0.99, 93)],
+)
 def test_split_is_disjoint_complete_and_ascending(share: float, held_out: int) -> None:
     labels = torch.arange(100) % 7
     kept, held = stratified_split(labels, share, seed=3)

@@ -6,14 +6,13 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import polars as pl
 import pytest
 import vl_convert
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from stages import download, evaluate, export, normalize, parity, report, train
 from stages.core import charts, schemas
@@ -58,13 +57,6 @@ def ready(proved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     shutil.copytree(proved, folder)
     monkeypatch.chdir(folder)
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-gpu", "--disable-quic"]
-        yield playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments)
 
 
 class Visit:

@@ -60,7 +60,8 @@ def exchange(one: Path, other: Path) -> bool:
         return False
     if libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0:
         return True
-    if (number := ctypes.get_errno()) in {errno.EINVAL, errno.ENOSYS}:
+    # The file system does not know it, the kernel neither, or a sandbox or an overlay's lower layer forbids it.
+    if (number := ctypes.get_errno()) in {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP}:
         return False
     raise OSError(number, os.strerror(number), str(other))
 

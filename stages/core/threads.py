@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Barrier, Event, Thread
 
+SHORT_SPIN_COUNT = "1000"
 SPIN_COUNT = "30001"  # Turns of a loop. The odd number tells our value from one that the user has set.
 TASKS = Path("/proc/self/task")  # One folder for each thread of this process, on Linux.
 LOOK_S = 0.1  # Seconds between two looks at how long the threads had to wait for a core.
@@ -26,9 +27,12 @@ QUIET_LOOKS = 10  # Looks in a row without crowding, after which the threads may
 
 
 def set_spin_count() -> None:
-    """Let torch's threads spin for long, unless the user has set GOMP_SPINCOUNT; call this before torch is loaded."""
-    if TASKS.exists():  # Without Linux's statistics, nothing could shorten the spins again.
-        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+    """Choose how long torch's threads spin, unless the user has set GOMP_SPINCOUNT; call this before torch is loaded.
+
+    They spin for long only if the kernel counts how long they wait for a core: else nothing could shorten it again.
+    """
+    measurable = Path("/proc/self/schedstat").exists()
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT if measurable else SHORT_SPIN_COUNT)
 
 
 @contextmanager

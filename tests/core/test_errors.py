@@ -43,8 +43,10 @@ def interrupt(command: list[str], folder: Path, library: str) -> subprocess.Comp
     ],
 )
 def test_a_program_interrupted_while_it_imports_is_silent(tmp_path: Path, program: str, library: str) -> None:
-    done = interrupt(["-m", program], tmp_path, library)
-    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+    # On a busy machine the signal may come too late, when the program has already ended for lack of params or a model.
+    attempts = [interrupt(["-m", program], tmp_path, library) for _ in range(3)]
+    assert not [done.stderr for done in attempts if "Traceback" in done.stderr]
+    assert (130, "", "") in [(done.returncode, done.stdout, done.stderr) for done in attempts]
 
 
 @pytest.mark.slow

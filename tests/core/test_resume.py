@@ -1,6 +1,8 @@
 """An unfinished training is found by its own kind alone, and a damaged one is no training."""
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 
 from stages.core import resume
 from stages.core.artifacts import locked
+from tests.conftest import PROJECT
 
 INGREDIENTS: dict[str, Any] = {"data": "0" * 64, "recipe": {"epochs": 3}, "seed": 1}
 CONTENT: dict[str, Any] = {"training": {"weights": torch.arange(1000.0)}, "rows": [{"epoch": 1, "train_loss": 0.5}]}
@@ -67,24 +70,17 @@ def test_damage_is_told_and_ignored(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.startswith(f"train: {path} is damaged and ignored")
 
 
-def claim_in_another_process() -> Path | None:
-    """Return what a fork of this process gets, which it reports through its exit status alone."""
-    pid = os.fork()
-    if not pid:
-        with resume.claimed("key") as path:
-            os._exit(0 if path else 1)
-    _, status = os.waitpid(pid, 0)
-    return None if os.waitstatus_to_exitcode(status) else resume.FOLDER / "key.pt"
-
-
+@pytest.mark.slow
 def test_one_process_at_a_time_claims_a_training() -> None:
+    code = "from stages.core import resume\nwith resume.claimed('key') as path: print(path)"
+    command, env = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(PROJECT)}
     with resume.claimed("key") as path:
         assert path == resume.FOLDER / "key.pt"
         resume.save(CONTENT, path)
-        assert claim_in_another_process() is None
+        assert subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout == "None\n"
         assert path.exists()
     assert list(resume.FOLDER.iterdir()) == []
-    assert claim_in_another_process() == path
+    assert subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout == f"{path}\n"
 
 
 def test_a_training_that_failed_is_kept() -> None:

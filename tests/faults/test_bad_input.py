@@ -321,6 +321,9 @@ def test_any_data_set(
             schema = normalized(2, 0.5, 0.5)
             kept, held, tested = (read_tensors(normalize.NORMALIZED / name, schema) for name in SPLITS)
             assert (len(kept) + len(held), len(tested)) == (train[0], test[0])
+            # Each of the two classes is in both parts, even where the share alone would leave one out.
+            assert abs(len(held) - round(share * train[0])) <= 2
+            assert 2 <= len(held) <= train[0] - 2
             assert all(data["label"].unique().tolist() == [0, 1] for data in (kept, held, tested))
             assert train[1:3] == test[1:3]
             return

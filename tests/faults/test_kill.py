@@ -91,7 +91,6 @@ def check_whole(folder: Path, stage: str, undisturbed: dict[str, str]) -> None:
         assert any(str(output) in ended.output for output in outputs), ended.output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_stage(faults: Faults, copied: Path, stage: str) -> None:
     """Without its outputs, as DVC starts it, or on top of them; at a moment by the clock, or by what it has written."""
@@ -149,7 +148,6 @@ def kill_stage(dvc: subprocess.Popen[bytes], stage: psutil.Process) -> None:
     stage.kill()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kill", [kill_both, kill_dvc, kill_stage])
 def test_dvc_repro(
     faults: Faults, undisturbed: Clone, repeated: Clone, kill: Callable[[subprocess.Popen[bytes], psutil.Process], None]

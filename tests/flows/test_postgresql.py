@@ -68,7 +68,8 @@ def test_two_workers_on_postgresql(
     port = free_port()
     env = server.environment(project.folder, port)
     with ExitStack() as stack:
-        stack.enter_context(schedule.stopping(server.start_server(env, port)))
+        started = stack.enter_context(schedule.stopping(server.start_server(env, port)))
+        server.wait_until_healthy(started, env)
         schedule.prefect(env, "work-pool", "create", schedule.POOL, "--type", "process")
         schedule.prefect(env, "deploy", "--all")
         for worker in ("first", "second"):

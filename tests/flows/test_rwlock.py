@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from threading import Thread
 
@@ -9,6 +11,7 @@ import pytest
 from dvc.lock import make_lock
 
 from flows.rwlock import remove_torn_rwlock
+from stages.core.errors import UserError
 from tests.conftest import Clone, wait_for
 
 TORN = ["", '{"write": {"/project/b.txt": {"pid": 4', "{}{}"]
@@ -57,3 +60,20 @@ def test_an_rwlock_that_dvc_is_writing_is_waited_for(project: Clone, rwlock: Pat
         rwlock.write_text("{}")
     wait_for(lambda: not waiting.is_alive(), 20, "its end")
     assert rwlock.read_text() == "{}"
+
+
+def test_a_torn_list_stays_while_dvc_runs_a_stage(project: Clone, rwlock: Path) -> None:
+    command = [sys.executable, "-m", "dvc", "repro"]
+    with subprocess.Popen(
+        command, cwd=project.folder, env=project.environment({}), stdout=subprocess.PIPE, text=True
+    ) as repro:
+        assert repro.stdout
+        assert any("Running stage 'b'" in line for line in repro.stdout)  # It takes two seconds.
+        content = rwlock.read_text()
+        rwlock.write_text("{")
+        with pytest.raises(UserError, match=f"DVC process {repro.pid} is still at work"):
+            remove_torn_rwlock(project.folder)
+        assert rwlock.read_text() == "{"
+        rwlock.write_text(content)
+        repro.stdout.read()
+    assert repro.returncode == 0

@@ -2,17 +2,14 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import wait_for
 from tests.serving.conftest import Service, altered, serving, set_metadata, write_places_model
-
-CHROMIUM = "/usr/bin/chromium"
 
 Stroke = list[tuple[float, float]]
 
@@ -43,16 +40,6 @@ class Visit(NamedTuple):
     page: Page
     complaints: list[str]  # of the console, where a break of the security policy is told, too
     requests: list[str]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--disable-gpu", "--disable-background-networking"], chromium_sandbox=False
-        )
-        yield browser
-        browser.close()
 
 
 def visit(browser: Browser, url: str, classes: int = 10) -> Visit:
