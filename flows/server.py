@@ -55,10 +55,8 @@ def wait_until_healthy(server: subprocess.Popen[bytes], env: dict[str, str]) -> 
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
-            address = env["PREFECT_API_URL"]
-            raise UserError(
-                f"the Prefect server for {address} ended with status {server.returncode}; is its port taken?"
-            )
+            ended = f"the Prefect server for {env['PREFECT_API_URL']} ended with status {server.returncode}"
+            raise UserError(f"{ended}; is its port taken?")
         try:
             if httpx.get(f"{env['PREFECT_API_URL']}/health").is_success:
                 return
