@@ -235,28 +235,12 @@ def test_adversarial_images() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", load_params(PROJECT / "params.yaml").recipes)
 def test_every_recipe_is_proved(
-    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, capsys: pytest.CaptureFixture[str]
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not every figure of it: fewer epochs, and few images."""
-    folder = tmp_path / "project"
-    shutil.copytree(prepared, folder)
-    monkeypatch.chdir(folder)
-    override_params(folder / "params.yaml", {"recipe": recipe, f"recipes.{recipe}.epochs": 1})
+    monkeypatch.chdir(copied)
+    override_params(copied / "params.yaml", {"recipe": recipe, f"recipes.{recipe}.epochs": 1})
     for stage in (train, evaluate, export, parity):
         stage.main()
     assert read_report()["label_agreement"] == 1
     assert capsys.readouterr().err == ""
-
-
-@pytest.fixture(scope="module")
-def prepared(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with normalized data; do not write to it."""
-
-    def make(folder: Path) -> None:
-        write_params(tiny_params(tiny_idx), folder)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.chdir(folder)
-            for stage in (download, normalize):
-                stage.main()
-
-    return make_once(tmp_path_factory, "prepared", make)

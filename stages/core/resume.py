@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from stages.core.artifacts import locked, replacing
 
@@ -29,7 +29,7 @@ def fingerprint(**ingredients: Any) -> str:
     loaded = {name: module.__file__ for name, module in sys.modules.items() if name.startswith("stages.")}
     files = sorted(file for file in {*loaded.values(), sys.modules["__main__"].__dict__.get("__file__")} if file)
     code = hashlib.sha256(b"\0".join(Path(file).read_bytes() for file in files)).hexdigest()
-    versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "python": platform.python_version()}
+    versions = {"torch": torch.__version__, "torchvision": version("torchvision"), "python": platform.python_version()}
     named = json.dumps({**ingredients, "code": code, "versions": versions}, sort_keys=True)
     return hashlib.sha256(named.encode()).hexdigest()
 
