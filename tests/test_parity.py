@@ -235,7 +235,7 @@ def test_adversarial_images() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", load_params(PROJECT / "params.yaml").recipes)
 def test_every_recipe_is_proved(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, capsys: pytest.CaptureFixture[str]
+    copied: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not every figure of it: fewer epochs, and few images."""
     monkeypatch.chdir(copied)
