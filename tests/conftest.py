@@ -96,7 +96,7 @@ def tiny_params(idx: Path) -> dict[str, Any]:
         split, kind = field.split("_")
         checksums[split][kind] = hashlib.sha256((idx / name).read_bytes()).hexdigest()
     sources = [{"kind": "url", "url": str(idx)}]
-    params["datasets"]["tiny"] = {"classes": CLASSES, "centre_ink": False, "sha256": checksums, "sources": sources}
+    params["datasets"]["tiny"] = {"classes": [*CLASSES], "centre_ink": False, "sha256": checksums, "sources": sources}
     params["dataset"], params["device"] = "tiny", "cpu"
     params["normalize"]["validation"] = 1 / 6
     params["parity"]["batch_sizes"] = [1, 7, 100]
