@@ -59,7 +59,7 @@ audit: .venv/installed ## Look up known vulnerabilities of the pinned packages
 .PHONY: bench
 bench: .venv/installed ## Measure it on this machine, side by side (2 hours on 2 cores), into benchmarks/*.md
 	@dvc repro
-	@for each in tutorial speed recipes overfitting inference flow predict serving; do python -m benchmarks.$$each || exit 1; done
+	@for each in tutorial speed sharing recipes overfitting inference flow predict serving; do python -m benchmarks.$$each || exit 1; done
 
 .PHONY: check
 check: .venv/installed ## Lint, check the format and the types
