@@ -33,12 +33,12 @@ demo: .venv/installed ## Draw a digit: a page and an API for the model, on loopb
 
 .PHONY: test
 test: .venv/installed ## Run the fast tests, on all cores
-	@pytest --numprocesses=auto -m "not slow"
+	@pytest --numprocesses=logical -m "not slow"
 
 .PHONY: test-slow
 test-slow: .venv/installed ## Run the slow tests: killed processes, servers, browsers, whole recipes
 	@python -m tests.browser
-	@pytest --numprocesses=auto -m slow
+	@pytest --numprocesses=logical -m slow
 
 .PHONY: test-all
 test-all: test test-slow ## Run all tests
