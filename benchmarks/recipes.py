@@ -75,7 +75,7 @@ def run_pipeline(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
 
 
 def latency(onnx: Path, runs: int = 2000) -> float:
-    """Median microseconds for one image on one thread."""
+    """Return the median microseconds for one image on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])

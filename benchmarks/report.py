@@ -35,7 +35,7 @@ def conditions(*packages: str) -> str:
 
 
 def spread(values: Sequence[float], digits: int = 1, unit: str = "") -> str:
-    """Median, smallest and largest."""
+    """Return the median, the smallest and the largest value as text."""
     cells = (f"{value:.{digits}f}" for value in (median(values), min(values), max(values)))
     return "{0}{3} ({1} to {2})".format(*cells, unit) if len(values) > 1 else f"{values[0]:.{digits}f}{unit}"
 
@@ -52,7 +52,7 @@ def path_of(name: str, suffix: str) -> Path:
 
 
 def write(name: str, title: str, packages: Sequence[str], text: Sequence[str], results: Any) -> None:
-    """benchmarks/NAME.md and benchmarks/NAME.json, both with the versions of `packages`; the first is printed, too."""
+    """Write benchmarks/NAME.md and benchmarks/NAME.json, with the versions of `packages`, and print the first."""
     date, measured_on = today(), conditions(*packages)
     page = "\n\n".join([f"# {title}, {date}", measured_on, *text]) + "\n"
     path_of(name, "md").write_text(page)

@@ -63,14 +63,14 @@ WARM = (
 
 
 def count_operations(model: nn.Module, images_NCHW: Tensor) -> int:
-    """Multiplications and additions of the matrix products and convolutions of one step on these images."""
+    """Count the multiplications and additions of the matrix products and convolutions of one step on these images."""
     with FlopCounterMode(display=False) as counter:
         model.train()(images_NCHW).sum().backward()
     return int(counter.get_total_flops())
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """The same in a second where nothing else is in the way: in the product of two large matrices."""
+    """Return how many of them the device makes in a second of nothing else: in the product of two large matrices."""
     size = 8192 if device.type == "cuda" else 2048
     matrix = torch.randn((size, size), device=device, dtype=dtype)
     seconds = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
@@ -80,7 +80,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 def train_once(
     recipe: params.Recipe, compile_mode: str, splits: dict[str, TensorDict], seed: int
 ) -> tuple[train.Training, float]:
-    """What was trained, and the seconds that it took."""
+    """Return what was trained, and the seconds that it took."""
     data = splits["train"]
     training = begin(recipe, data["image"].device, seed, len(data))
     started = time.perf_counter()

@@ -147,7 +147,7 @@ def run_graph(folder: Path, graph: Mapping[str, set[str]], *, force: bool) -> No
 
 @contextmanager
 def stopped_at_the_end(runner: StageRunner) -> Iterator[StageRunner]:
-    """Whatever ends the flow (cancel, ctrl-C, a stage's failure), no process of it stays."""
+    """Leave no process behind, whatever ends the flow: its end, a cancellation, ctrl-C or the failure of a stage."""
     try:
         yield runner
     finally:

@@ -58,7 +58,7 @@ def metric_rows(diff: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def draw_confusion(predictions: pl.DataFrame) -> bytes:
-    """A PNG of the counts by label (rows) and prediction (columns), a cell for each."""
+    """Return a PNG of the counts by label (rows) and prediction (columns), a cell for each."""
     size = int(predictions.select(pl.max_horizontal(pl.max("label", "prediction"))).item()) + 1
     font, edge = ImageFont.load_default(size=14), CELL * (size + 2)
     picture = Image.new("RGB", (edge, edge), "white")

@@ -17,7 +17,7 @@ CHECKOUTS = Path(".dvc/tmp/flows")
 
 
 def command(folder: Path, *arguments: str) -> str:
-    """The output of a command; `UserError` with its error output if it fails."""
+    """Return the output of a command; raise `UserError` with its error output if it fails."""
     done = subprocess.run(arguments, cwd=folder, check=False, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"`{' '.join(arguments)}` failed in {folder}: {(done.stderr or done.stdout).strip()}")
@@ -35,7 +35,7 @@ def in_place(project: Path) -> Iterator[Path]:
 
 @contextmanager
 def isolated(project: Path, name: str) -> Iterator[Path]:
-    """A checkout of the project's committed revision, with the cache's data in place; removed afterwards."""
+    """Yield a checkout of the project's committed revision, with the cache's data in place; remove it afterwards."""
     root = project / CHECKOUTS
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:

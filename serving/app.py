@@ -98,7 +98,7 @@ class ModelFacts(BaseModel):
 
 
 def live_model(request: Request) -> LiveModel:
-    """Of the service that got the request."""
+    """Return the model of the service that got the request."""
     return request.app.state.live
 
 
@@ -162,7 +162,7 @@ async def facts(request: Request) -> ModelFacts:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """The files that are there and whole: a stage may just be writing them."""
+    """Return what the readable files hold, by their names; a stage may be writing one at this moment."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError):
@@ -193,7 +193,7 @@ async def metrics(request: Request) -> Response:
 
 
 def security_policy(html: str) -> str:
-    """A Content-Security-Policy that allows what stands in the page, requests to this service, and nothing else."""
+    """Return a Content-Security-Policy that allows what is in the page and requests to this service, nothing else."""
 
     def allowed(tag: str) -> str:
         (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)
@@ -215,7 +215,7 @@ async def page() -> HTMLResponse:
 
 @router.get("/openapi.json", include_in_schema=False)
 async def openapi(request: Request) -> dict[str, Any]:
-    """Written for the model that is served now: it says what size of pixels it takes."""
+    """Describe the service as it is with the model that is served now, whose size of images it states."""
     app: FastAPI = request.app
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=router.routes)
     _, height, width = live_model(request).model.image_shape
@@ -255,7 +255,7 @@ class Measured:
 
 
 async def refuse(_: Request, error: Exception) -> Response:
-    """4xx for what a handler has raised."""
+    """Answer 4xx to what a handler has raised."""
     match error:
         case UserError():
             return JSONResponse({"detail": str(error)}, 422)

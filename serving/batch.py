@@ -58,7 +58,7 @@ class Source(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Images that are answered together: files, or consecutive images of one file, or one error."""
+    """Hold images that are answered together: files, or consecutive images of one file, or one error."""
 
     number: int
     sources: list[Source]
@@ -87,7 +87,7 @@ class Summary(NamedTuple):
 
 
 def schema(classes: list[str]) -> pa.DataFrameSchema:
-    """One row per image: its answer or its error."""
+    """Return the schema of the table: one row per image, with its answer or its error."""
     share = pa.Check.in_range(0, 1)
     return pa.DataFrameSchema(
         {
@@ -164,7 +164,7 @@ def recognize_content(path: Path, name: str) -> Source:
 
 
 def load_array(path: Path) -> NDArray[Any]:
-    """A .npy file as a memory map; `ValueError` for any other one."""
+    """Return a .npy file as a memory map; raise `ValueError` for any other file."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError:
@@ -191,14 +191,14 @@ def recognize_idx(path: Path, name: str, *, zipped: bool) -> Source:
 
 
 def opened(path: Path) -> BinaryIO:
-    """An IDX file, unpacked where it is packed."""
+    """Open an IDX file, unpacked if it is gzipped."""
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
     return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
 
 
 def chunks_of(given: Path, batch_size: int, skip: int) -> Iterator[Chunk]:
-    """All images in order, without the first `skip` chunks; the borders depend on the sources alone."""
+    """Yield all images in order, without the first `skip` chunks; the borders depend on the sources alone."""
     number, pictures = 0, list[Source]()
     for source in sources_under(given):
         if not source.images:
@@ -223,7 +223,7 @@ def chunks_of(given: Path, batch_size: int, skip: int) -> Iterator[Chunk]:
 
 
 def slices(source: Source, step: int, number: int, skip: int) -> Iterator[Chunk]:
-    """The chunks, from `number` on, of an array; where it breaks off, the last one is the error."""
+    """Yield the chunks of an array, from `number` on; if it breaks off, the last one is the error."""
     count, *shape = source.shape
     turns = islice(enumerate(range(0, count, step), number), skip, None)
     if source.kind == "npy":
@@ -255,7 +255,7 @@ def slices(source: Source, step: int, number: int, skip: int) -> Iterator[Chunk]
 
 
 def answer(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
-    """The rows of a chunk."""
+    """Return the rows of a chunk."""
     _, height, width = model.image_shape
     images: list[NDArray[np.uint8]] = []
     errors: list[str | None] = []
@@ -307,7 +307,7 @@ def answer(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
 
 
 def to_grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[N, H, W] of that or of colors [N, H, W, 3], by the luma that `decode` takes."""
+    """Return grey levels [N, H, W] of these or of colors [N, H, W, 3], by the luma that `decode` takes."""
     if pixels.ndim == 3:
         return pixels
     count, height, width, colors = pixels.shape
@@ -317,7 +317,7 @@ def to_grey(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 def ahead(
     pool: ThreadPoolExecutor, model: OnnxModel, chunks: Iterator[Chunk], limit: int
 ) -> Iterator[tuple[Chunk, pl.DataFrame]]:
-    """Answers in the order of the chunks, of which not more than `limit` are held."""
+    """Yield the answers in the order of the chunks, of which at most `limit` are held."""
     waiting: deque[tuple[Chunk, Future[pl.DataFrame]]] = deque()
     for chunk in chunks:
         waiting.append((chunk, pool.submit(answer, model, chunk)))
@@ -390,7 +390,7 @@ def describe_skipped(found: Survey) -> str:
 
 
 def read_known(path: Path) -> dict[str, Any]:
-    """What a finished run has noted; nothing, where that is damaged: then it is done again."""
+    """Return what a finished run has noted; nothing if that is missing or damaged, and then the work is done again."""
     try:
         known = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -399,7 +399,7 @@ def read_known(path: Path) -> dict[str, Any]:
 
 
 def write_parts(given: Path, parts: Path, model: OnnxModel, batch_size: int, on_rows: Callable[[int], object]) -> int:
-    """Write the parts that are not there yet; how many rows were."""
+    """Write the parts that are not there yet; return how many rows were there already."""
     there = sorted(parts.glob("*.parquet"))
     try:
         rows = resumed = int(pl.scan_parquet(there).select(pl.len()).collect().item()) if there else 0

@@ -118,7 +118,7 @@ def to_images(body: Body, height: int, width: int, *, centre_ink: bool) -> NDArr
 
 
 def parse_form(body: Body) -> list[tuple[str, bytes]]:
-    """Names and contents of the pictures in a form; those without a file name come as its fields."""
+    """Return names and contents of the pictures in a form; those without a file name come as its fields."""
     files: list[tuple[str, bytes]] = []
 
     def take(name: bytes | None, field: bytes | None, content: bytes) -> None:

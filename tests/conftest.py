@@ -193,8 +193,7 @@ class Clone:
         """This process's, this interpreter's programs first, without what a test runner's own flow run would set."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        # one thread each: the data are tiny, and threads that wait for each other starve where tests share cores
-        return {**inherited, "PATH": path, "OMP_NUM_THREADS": "1", **env}
+        return {**inherited, "PATH": path, **env}
 
     def read_yaml(self, name: str) -> Any:
         return YAML(typ="safe").load(self.folder / name)

@@ -66,7 +66,6 @@ class Running:
     """`python -m stages.STAGE` in `folder`, but for `prepare()`, called before it in its process."""
 
     def __init__(self, folder: Path, stage: str, prepare: Callable[[], object] = int) -> None:
-        os.environ["OMP_NUM_THREADS"] = "1"  # for the server, if this starts it
         self.reader, writer = CONTEXT.Pipe(duplex=False)
         self.process = CONTEXT.Process(target=work, args=(folder, stage, writer, prepare))
         self.process.start()
