@@ -14,10 +14,10 @@ help: ## Show this
 
 .PHONY: run
 run: .venv/installed ## Run the stale stages of the pipeline, then print its metrics
-	@python -m stages.core.params
+	@python -m stages.core.config.params
 	@python -m flows.rwlock
 	@dvc repro
-	@python -m stages.core.summary
+	@python -m stages.core.reporting.results
 
 .PHONY: flow
 flow: .venv/installed ## The same as a Prefect flow: independent stages at the same time

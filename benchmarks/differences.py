@@ -14,9 +14,9 @@ from tensordict import TensorDict
 
 from benchmarks.recipes import ready_to_train
 from benchmarks.report import PROJECT, table, write
-from stages.core.checkpoint import load_checkpoint
-from stages.core.inference import infer
-from stages.core.params import PARAMS, override_params
+from stages.core.config.params import PARAMS, override_params
+from stages.core.evaluation.inference import infer
+from stages.core.nets.checkpoint import load_model
 
 OLD_PROCESSOR = {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 
@@ -48,7 +48,7 @@ def train_under(condition: Condition, test: TensorDict) -> Trained:
         override_params(folder / PARAMS, knobs | condition.knobs)
         environment = os.environ | condition.environment
         subprocess.run([sys.executable, "-m", "stages.train"], cwd=folder, env=environment, check=True)
-        model, _ = load_checkpoint(folder / "artifacts/model/model.pt")
+        model, _ = load_model(folder / "artifacts/model/model.pt")
     weights = torch.cat([weight.detach().flatten() for weight in model.parameters()])
     return Trained(weights, infer(model, test, torch.device("cpu"), 1000))
 

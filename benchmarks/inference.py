@@ -19,9 +19,9 @@ import onnxruntime
 import torch
 
 from benchmarks.report import PROJECT, table, write
-from stages.core.checkpoint import Manifest
-from stages.core.models import build_model
-from stages.core.params import PARAMS, load_params
+from stages.core.config.params import PARAMS, load_params
+from stages.core.nets.manifest import Manifest
+from stages.core.nets.registry import build_model
 from stages.export import Deployed, to_onnx
 
 RECIPES = ("article", "convnet")

@@ -17,8 +17,8 @@ from benchmarks.memory import control_group
 from benchmarks.report import PROJECT, table, write
 from flows.graph import read_graph
 from flows.workspace import isolated
-from stages.core.artifacts import remove
-from stages.core.params import PARAMS, load_params, override_params
+from stages.core.config.params import PARAMS, load_params, override_params
+from stages.core.files.atomic import remove
 
 FIRST, STEP = 500_000_000, 100_000_000  # bytes
 

@@ -17,12 +17,12 @@ from shutil import copy, copytree
 from typing import NamedTuple
 
 import torch
+from stages.core.sums import record  # FIXME
 from tensordict import TensorDict
 
 from benchmarks.report import PROJECT, table, write
 from stages import train
-from stages.core.params import PARAMS, override_params
-from stages.core.sums import record
+from stages.core.config.params import PARAMS, override_params
 
 SIDE, PART = 112, 1000
 IMAGE_BYTES = 4 * SIDE**2

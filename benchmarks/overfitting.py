@@ -16,7 +16,9 @@ from benchmarks.report import PROJECT, table, write
 from benchmarks.training import UNMOVED, begin, changed, load_splits
 from stages import train
 from stages.core import params
-from stages.core.runtime import pick_device
+from stages.core.config.params import PARAMS
+from stages.core.machine.device import pick_device
+from stages.core.training.config import Recipe
 
 IMAGES = 1000  # to learn, and as many to validate on
 NONE = {
@@ -55,7 +57,7 @@ class Outcome(NamedTuple):
     epochs: int
 
 
-def run(recipe: params.Recipe, data: Mapping[str, TensorDict], device: torch.device, seed: int) -> Outcome:
+def run(recipe: Recipe, data: Mapping[str, TensorDict], device: torch.device, seed: int) -> Outcome:
     """Train as stage `train` does, and test the last epoch and the one that it would keep."""
     training = begin(recipe, device, seed, IMAGES)
     epochs = train.fit(training, recipe, data["train"], data["validation"], seed)
@@ -77,7 +79,7 @@ def main() -> None:
     if (count := parser.parse_args().seeds) < 2:
         parser.error("--seeds: two at least, for their spread")
     seeds = range(1, count + 1)
-    device = pick_device(params.load_params(PROJECT / params.PARAMS).device)
+    device = pick_device(params.load_params(PROJECT / PARAMS).device)
     data = load_splits(device)
     data["validation"] = data["validation"][:IMAGES]
     recipes = {name: changed(NONE | changes) for name, changes in MEANS.items()}

@@ -18,8 +18,9 @@ import psutil
 from PIL import Image
 
 from benchmarks.report import PROJECT, table, write
-from serving.images import decode, fit
-from stages.core.datasets import RAW, read_raw, write_idx
+from stages.core.data.idx import read_raw, write_idx
+from stages.core.examples.image import decode, fit
+from stages.core.files.layout import RAW
 
 COUNTS = (10_000, 100_000, 1_000_000)
 PNGS = 10_000

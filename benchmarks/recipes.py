@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.report import PROJECT, path_of, revision, table, today, write
 from stages.core import sums
-from stages.core.checkpoint import load_checkpoint
-from stages.core.params import PARAMS, load_params, override_params
+from stages.core.config.params import PARAMS, load_params, override_params
+from stages.core.nets.checkpoint import load_model
 
 STAGES = ("train", "evaluate", "export", "parity")
 
@@ -61,7 +61,7 @@ def run_pipeline(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
             images = float(re.findall(r"([\d,]+) images on", output[0])[0].replace(",", ""))
             figures |= {"epoch_seconds": images / median(rates), "epochs": len(rates)}
     evaluation = json.loads((folder / "artifacts/metrics/evaluation.json").read_text())
-    model, manifest = load_checkpoint(folder / "artifacts/model/model.pt")
+    model, manifest = load_model(folder / "artifacts/model/model.pt")
     onnx = folder / "artifacts/onnx/model.onnx"
     return figures | {
         "accuracy": evaluation["accuracy"],

@@ -25,8 +25,7 @@ def revision() -> str:
 def conditions(*packages: str) -> str:
     """Return the machine, the versions and the revision in one line."""
     import torch  # noqa: PLC0415  # Importing it takes seconds, and `table` does not need it.
-
-    from stages.core.provenance import processor  # noqa: PLC0415  # It imports torch.
+    from stages.core.provenance import processor  # FIXME
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     versions = ", ".join(f"{name} {version(name)}" for name in packages)

@@ -21,7 +21,8 @@ from PIL import Image
 from benchmarks.recipes import latency
 from benchmarks.report import PROJECT, spread, table, write
 from serving.app import ONNX
-from stages.core.datasets import RAW, read_raw
+from stages.core.data.idx import read_raw
+from stages.core.files.layout import RAW
 
 CONNECTIONS = {1: 0.2, 8: 0.4, 32: 0.4}  # and their share of the requests
 STARTS = 5

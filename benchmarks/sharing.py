@@ -21,7 +21,8 @@ from benchmarks.report import PROJECT, spread, table, write
 from benchmarks.training import begin, in_fresh_process, load_splits
 from stages import train
 from stages.core import params
-from stages.core.threads import sharing_cores
+from stages.core.config.params import PARAMS
+from stages.core.machine.threads import sharing_cores
 
 EPOCHS = 3  # in each third
 COMPETITORS = max(1, (os.cpu_count() or 1) // 2)
@@ -31,7 +32,7 @@ WAITS: dict[str, Callable[[], AbstractContextManager[object]]] = {"follow": shar
 def run_once(waits: str, seed: int) -> list[float]:
     """Return the seconds of each epoch."""
     device = torch.device("cpu")
-    recipe = params.load_params(PROJECT / params.PARAMS).recipes["article"].model_copy(update={"epochs": 3 * EPOCHS})
+    recipe = params.load_params(PROJECT / PARAMS).recipes["article"].model_copy(update={"epochs": 3 * EPOCHS})
     splits, seconds = load_splits(device), []
     training = begin(recipe, device, seed, len(splits["train"]))
     with WAITS[waits](), ExitStack() as competitors:

@@ -25,7 +25,9 @@ from benchmarks.report import PROJECT, spread, table, write
 from benchmarks.training import UNMOVED, begin, changed, in_fresh_process, load_splits
 from stages import train
 from stages.core import params
-from stages.core.runtime import autocast_dtype, pick_device
+from stages.core.config.params import PARAMS
+from stages.core.machine.device import autocast_dtype, pick_device
+from stages.core.training.config import Recipe
 
 SHORT = UNMOVED | {"loss.label_smoothing": 0.1, "optimizer.lr": 0.02, "schedule.warmup": 0.15}
 
@@ -78,7 +80,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def train_once(
-    recipe: params.Recipe, compile_mode: str, splits: dict[str, TensorDict], seed: int
+    recipe: Recipe, compile_mode: str, splits: dict[str, TensorDict], seed: int
 ) -> tuple[train.Training, float]:
     """Return what was trained, and the seconds that it took."""
     data = splits["train"]
@@ -90,7 +92,7 @@ def train_once(
 
 
 def run_once(name: str, seed: int) -> dict[str, Any]:
-    device = pick_device(params.load_params(PROJECT / params.PARAMS).device)
+    device = pick_device(params.load_params(PROJECT / PARAMS).device)
     goal, splits = GOALS[device.type][name], load_splits(device)
     recipe = changed(goal.changes)
     run = partial(train_once, recipe, goal.compile_mode, splits, seed)
@@ -126,7 +128,7 @@ def main() -> None:
     if arguments.once:
         print(json.dumps(run_once(arguments.once[0], int(arguments.once[1]))))
         return
-    goals = GOALS[pick_device(params.load_params(PROJECT / params.PARAMS).device).type]
+    goals = GOALS[pick_device(params.load_params(PROJECT / PARAMS).device).type]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in goals}
     for seed in range(1, arguments.seeds + 1):
         for name, runs in results.items():

@@ -10,22 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stages.core.runtime import tune_process  # FIXME
 from tensordict import TensorDict
 
 from benchmarks.report import PROJECT
 from stages import train
 from stages.core import params
-from stages.core.models import build_model
-from stages.core.runtime import tune_process
+from stages.core.config.params import PARAMS
+from stages.core.nets.registry import build_model
+from stages.core.training.config import Recipe
 
 SHAPE, CLASSES = (1, 28, 28), 10
 UNMOVED = {f"augmentation.{kind}": 0 for kind in ("shift", "rotation", "scale", "shear", "elastic")}
 
 
-def changed(changes: Mapping[str, Any]) -> params.Recipe:
+def changed(changes: Mapping[str, Any]) -> Recipe:
     """Recipe `convnet` with other values of fields such as `loss.label_smoothing`."""
     with tempfile.TemporaryDirectory() as scratch:
-        path = Path(shutil.copy(PROJECT / params.PARAMS, scratch))
+        path = Path(shutil.copy(PROJECT / PARAMS, scratch))
         params.override_params(path, {f"recipes.convnet.{field}": value for field, value in changes.items()})
         return params.load_params(path).recipes["convnet"]
 
@@ -36,7 +38,7 @@ def load_splits(device: torch.device) -> dict[str, TensorDict]:
     return {name: TensorDict.load_memmap(str(folder / name)).to(device) for name in names}
 
 
-def begin(recipe: params.Recipe, device: torch.device, seed: int, train_images: int) -> train.Training:
+def begin(recipe: Recipe, device: torch.device, seed: int, train_images: int) -> train.Training:
     """A fresh network on `device` and all that trains it."""
     tune_process(device)
     torch.manual_seed(seed)

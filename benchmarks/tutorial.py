@@ -23,17 +23,18 @@ from benchmarks.report import PROJECT, spread, table, write
 from benchmarks.training import CLASSES, SHAPE, begin, in_fresh_process, load_splits
 from stages import train
 from stages.core import params
-from stages.core.models import build_model
-from stages.core.runtime import pick_device
+from stages.core.machine.device import pick_device
+from stages.core.nets.registry import build_model
+from stages.core.training.config import Recipe, Sgd
 
 RAW = PROJECT / "artifacts/raw/mnist"
 TRAIN = PROJECT / train.NORMALIZED / "train"
 
 
-def run_tutorial(recipe: params.Recipe, device: torch.device, seed: int) -> tuple[float, float]:
+def run_tutorial(recipe: Recipe, device: torch.device, seed: int) -> tuple[float, float]:
     """Seconds and test accuracy of the loop that the tutorials of PyTorch show."""
     torch.manual_seed(seed)
-    assert isinstance(recipe.optimizer, params.Sgd)
+    assert isinstance(recipe.optimizer, Sgd)
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "MNIST").mkdir()
@@ -65,7 +66,7 @@ def run_tutorial(recipe: params.Recipe, device: torch.device, seed: int) -> tupl
     return seconds, correct / len(test_set)
 
 
-def run_recipe(recipe: params.Recipe, device: torch.device, seed: int) -> tuple[float, float]:
+def run_recipe(recipe: Recipe, device: torch.device, seed: int) -> tuple[float, float]:
     """Seconds and test accuracy, after the last epoch, of this project's loop."""
     splits = load_splits(device)
     training = begin(recipe, device, seed, len(splits["train"]))

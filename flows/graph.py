@@ -10,7 +10,7 @@ from dvc.lock import LockError
 from dvc.repo import Repo
 from dvc.stage import PipelineStage, Stage
 
-from stages.core.errors import UserError, did_you_mean
+from stages.core.files.errors import UserError, did_you_mean
 
 
 def read_graph(folder: Path, targets: Sequence[str] = ()) -> dict[str, set[str]]:

@@ -34,9 +34,10 @@ from flows.notify import notify
 from flows.rwlock import remove_torn_rwlock
 from flows.server import start_temporary_server
 from flows.stage import Outcome, StageError, StageRunner
-from stages.core.errors import UserError, reported
-from stages.core.interrupt import interruptible
-from stages.core.params import PARAMS, load_params, override_params, parse_yaml
+from stages.core.config.params import PARAMS, load_params, override_params
+from stages.core.config.yaml_text import parse_yaml
+from stages.core.files.errors import UserError, reported
+from stages.core.machine.interrupt import interruptible
 
 
 def is_temporary(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from serving.batch import Summary, describe_skipped, predict_folder
-from stages.core.errors import UserError, reported
+from stages.core.files.errors import UserError, reported
 
 MODEL = "artifacts/onnx/model.onnx"
 OUTPUT = Path("artifacts/predictions")

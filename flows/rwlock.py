@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from stages.core.errors import UserError, reported
+from stages.core.files.errors import UserError, reported
 
 
 def is_readable(file: Path) -> bool:

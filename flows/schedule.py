@@ -25,9 +25,9 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
 from flows.server import HOST, PREFECT, environment, start, start_server, wait_until_healthy
-from stages.core.artifacts import locked
-from stages.core.errors import UserError, reported
-from stages.core.interrupt import interruptible
+from stages.core.files.errors import UserError, reported
+from stages.core.files.exclusive import locked
+from stages.core.machine.interrupt import interruptible
 
 POOL = "vision-pipeline"
 WORKER = "schedule"

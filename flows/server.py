@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from flows import leash
-from stages.core.errors import UserError
+from stages.core.files.errors import UserError
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 HOST = "127.0.0.1"

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from flows import leash
-from stages.core.errors import UserError
+from stages.core.files.errors import UserError
 
 LAST_LINES = 20  # of the output, kept for the error
 SETTLE_S = 10  # for the leash to kill what hangs on it

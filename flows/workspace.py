@@ -10,8 +10,8 @@ from pathlib import Path
 
 from dvc.repo import Repo
 
-from stages.core.artifacts import locked
-from stages.core.errors import UserError
+from stages.core.files.errors import UserError
+from stages.core.files.exclusive import locked
 
 CHECKOUTS = Path(".dvc/tmp/flows")
 

@@ -37,10 +37,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving import body
 from serving.connections import Connection
 from serving.live_model import LiveModel
-from stages.core.errors import UserError, reported
-from stages.core.onnx_model import DETAILS, METRICS, OnnxModel, is_proven
+from stages.core.deploy.onnx_model import OnnxModel, is_proven
+from stages.core.files import layout
+from stages.core.files.errors import UserError, reported
 
-ONNX = Path("artifacts/onnx/model.onnx")
 PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 GRACE_S = 5  # seconds for requests under way when the service shuts down
 
@@ -123,19 +123,19 @@ async def predict(
 
 
 def answer(model: OnnxModel, content: body.Body, with_images: bool) -> Answer:
-    images_NHW = body.to_images(content, *model.image_shape[1:], centre_ink=model.centre_ink)
+    images_NHW = body.to_images(content, *model.spec.shape[1:], centre_ink=model.spec.centre_ink)
     _, probabilities_NK = model.run(images_NHW[:, None])
     predictions = []
     for image_HW, probabilities_K in zip(images_NHW, probabilities_NK, strict=True):
         best = int(probabilities_K.argmax())
-        label, unsure = model.classes[best], bool(probabilities_K[best] < model.unsure_below)
+        label, unsure = model.spec.classes[best], bool(probabilities_K[best] < model.unsure_below)
         values = probabilities_K.astype(float).round(6).tolist()
         IMAGES.labels(label, str(unsure).lower()).inc()
         predictions.append(
             Prediction(
                 label=label,
                 confidence=values[best],
-                probabilities=dict(zip(model.classes, values, strict=True)),
+                probabilities=dict(zip(model.spec.classes, values, strict=True)),
                 unsure=unsure,
                 image=image_HW.tolist() if with_images else None,
             )
@@ -151,13 +151,13 @@ async def facts(request: Request) -> ModelFacts:
         recipe=model.metadata.get("recipe"),
         dataset=model.metadata.get("dataset"),
         data_sha256=model.metadata.get("data_sha256"),
-        classes=model.classes,
-        image_shape=list(model.image_shape),
-        centre_ink=model.centre_ink,
+        classes=model.spec.classes,
+        image_shape=list(model.spec.shape),
+        centre_ink=model.spec.centre_ink,
         unsure_below=model.unsure_below,
         operators=model.operators,
-        proven=is_proven(model, DETAILS),
-        metrics=read_metrics(METRICS),
+        proven=is_proven(model),
+        metrics=read_metrics(layout.METRICS.parent),
     )
 
 
@@ -177,7 +177,7 @@ async def health(request: Request) -> Health:
         status="model refused" if live.refused else "ok",
         model=live.model.sha256,
         since=live.since,
-        proven=is_proven(live.model, DETAILS),
+        proven=is_proven(live.model),
         refused=live.refused,
     )
 
@@ -218,7 +218,7 @@ async def openapi(request: Request) -> dict[str, Any]:
     """Describe the service as it is with the model that is served now, whose size of images it states."""
     app: FastAPI = request.app
     document = get_openapi(title=app.title, version=app.version, description=app.description, routes=router.routes)
-    _, height, width = live_model(request).model.image_shape
+    _, height, width = live_model(request).model.spec.shape
     document["paths"]["/predict"]["post"]["requestBody"] = body.describe(height, width)
     return document
 
@@ -320,7 +320,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     with reported("serving"):
-        live = LiveModel(ONNX)
+        live = LiveModel(layout.ONNX)
         listener = listen(arguments.host, arguments.port)
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
         app = build(live, f"http://{host}:{listener.getsockname()[1]}")

@@ -24,10 +24,12 @@ import polars as pl
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.images import BLANK, FORMATS, MAX_PIXELS, SIGNATURES, decode, fit
-from stages.core.artifacts import locked, remove, replacing, write_json, write_table
-from stages.core.errors import UserError
-from stages.core.onnx_model import DETAILS, OnnxModel, is_proven
+from stages.core.deploy.onnx_model import OnnxModel, is_proven
+from stages.core.examples.image import BLANK, FORMATS, MAX_PIXELS, SIGNATURES, decode, fit
+from stages.core.files.atomic import remove, replacing
+from stages.core.files.errors import UserError
+from stages.core.files.exclusive import locked
+from stages.core.files.tables import write_json, write_table
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 READ = f"{', '.join(FORMATS)}, IDX and .npy"
@@ -256,13 +258,13 @@ def slices(source: Source, step: int, number: int, skip: int) -> Iterator[Chunk]
 
 def answer(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
     """Return the rows of a chunk."""
-    _, height, width = model.image_shape
+    _, height, width = model.spec.shape
     images: list[NDArray[np.uint8]] = []
     errors: list[str | None] = []
     if chunk.error:
         errors = [chunk.error]
     elif chunk.pixels is not None:
-        images_NHW, blank_N = fit(to_grey(chunk.pixels), height, width, centre_ink=model.centre_ink)
+        images_NHW, blank_N = fit(to_grey(chunk.pixels), height, width, centre_ink=model.spec.centre_ink)
         images = list(images_NHW[~blank_N])
         name = chunk.sources[0].name
         errors = [
@@ -274,7 +276,7 @@ def answer(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
                 if (size := source.path.stat().st_size) > MAX_BYTES:
                     raise UserError(f"{source.name} has {size:,} bytes, allowed are {MAX_BYTES:,}")
                 grey_HW = decode(source.path.read_bytes(), source.name)
-                (image_HW,), (blank,) = fit(grey_HW[None], height, width, centre_ink=model.centre_ink)
+                (image_HW,), (blank,) = fit(grey_HW[None], height, width, centre_ink=model.spec.centre_ink)
                 if blank:
                     raise UserError(f"{source.name} {BLANK}")
                 images.append(image_HW)
@@ -282,7 +284,7 @@ def answer(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
             except (UserError, OSError) as error:
                 errors.append(str(error))
     good_N = np.array([error is None for error in errors])
-    probabilities_NK = np.full((len(errors), len(model.classes)), np.nan, np.float32)
+    probabilities_NK = np.full((len(errors), len(model.spec.classes)), np.nan, np.float32)
     if images:
         probabilities_NK[good_N] = model.run(np.stack(images)[:, None])[1]
     if chunk.pixels is None:
@@ -290,7 +292,7 @@ def answer(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
     else:
         names, indices_N = [chunk.sources[0].name] * len(errors), np.arange(len(errors)) + chunk.start
     best_N = np.nan_to_num(probabilities_NK).argmax(axis=1)
-    labels = [model.classes[best] if good else None for best, good in zip(best_N, good_N, strict=True)]
+    labels = [model.spec.classes[best] if good else None for best, good in zip(best_N, good_N, strict=True)]
     confidence = pl.Series(probabilities_NK.max(axis=1)).fill_nan(None)
     return pl.DataFrame({
         "file": names,
@@ -299,7 +301,7 @@ def answer(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
         "confidence": confidence,
         **{
             f"probability_{name}": pl.Series(column_N).fill_nan(None)
-            for name, column_N in zip(model.classes, np.ascontiguousarray(probabilities_NK.T), strict=True)
+            for name, column_N in zip(model.spec.classes, np.ascontiguousarray(probabilities_NK.T), strict=True)
         },
         "unsure": confidence < model.unsure_below,
         "error": pl.Series(errors, dtype=pl.String),
@@ -379,7 +381,7 @@ def predict_folder(
             on_progress(images, images)
     except BlockingIOError:
         raise UserError(f"another run is writing to {output}; --output names another folder") from None
-    return summarize(output / "predictions.parquet", found, finished, is_proven(model, DETAILS))
+    return summarize(output / "predictions.parquet", found, finished, is_proven(model))
 
 
 def describe_skipped(found: Survey) -> str:
@@ -412,7 +414,7 @@ def write_parts(given: Path, parts: Path, model: OnnxModel, batch_size: int, on_
 
     def finish() -> None:
         if tables:
-            write_table(pl.concat(tables), parts / f"{part:06}.parquet", schema(model.classes))
+            write_table(pl.concat(tables), parts / f"{part:06}.parquet", schema(model.spec.classes))
             tables.clear()
 
     with ThreadPoolExecutor(threads) as pool:

@@ -17,8 +17,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import Field as FormField
 from python_multipart.multipart import File, FormParser, parse_options_header
 
-from serving.images import BLANK, FORMATS, decode, fit
-from stages.core.errors import UserError
+from stages.core.examples.image import BLANK, FORMATS, decode, fit
+from stages.core.files.errors import UserError
 
 MAX_BODY = 16_000_000  # bytes
 MAX_READ = 3 * MAX_BODY  # bytes, before a longer body is refused: most clients look for an answer only after it

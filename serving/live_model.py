@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.core.errors import UserError
-from stages.core.onnx_model import OnnxModel
+from stages.core.deploy.onnx_model import OnnxModel
+from stages.core.files.errors import UserError
 
 LOOK_S = 1.0  # between two looks at the file
 THREADS = 1  # requests are shared among the cores, one image is not: threads that wait for each other cost more
@@ -86,13 +86,13 @@ def load(path: Path) -> OnnxModel:
 
 def broken_rules(model: OnnxModel) -> list[str]:
     """What goes wrong with blank, full and noise images, each alone and all in one batch."""
-    planes, height, width = model.image_shape
+    planes, height, width = model.spec.shape
     if planes != 1:
         return [f"its images have {planes} planes, allowed is 1: grey levels"]
     noise_NCHW = np.random.default_rng(1).integers(256, size=(6, 1, height, width), dtype=np.uint8)
     images_NCHW = np.concatenate((np.zeros_like(noise_NCHW[:1]), np.full_like(noise_NCHW[:1], 255), noise_NCHW))
     logits_NK, probabilities_NK = model.run(images_NCHW)
-    if logits_NK.shape != (len(images_NCHW), len(model.classes)) or not np.isfinite(logits_NK).all():
+    if logits_NK.shape != (len(images_NCHW), len(model.spec.classes)) or not np.isfinite(logits_NK).all():
         return ["not every image gets a finite logit for each class"]
     alone_NK = np.concatenate([model.run(image_CHW[None])[0] for image_CHW in images_NCHW])
     softmax_NK = np.exp(logits_NK - logits_NK.max(axis=1, keepdims=True))

@@ -1,6 +1,6 @@
 """Run the stages of the pipeline, one module each: `python -m stages.train`."""
 
-from stages.core import interrupt, threads
+from stages.core.machine import interrupt, threads
 
 interrupt.exit_on_interrupt_while_importing()
 threads.set_spin_count()  # It must be set before any stage loads torch.

@@ -1,47 +1,47 @@
 """Prove that the exported file computes what the evaluated model computes.
 
-Reads artifacts/onnx/model.onnx, artifacts/model/model.pt, the raw test images, their normalized tensors and the
-predictions of the evaluation.
+Reads artifacts/onnx/model.onnx, artifacts/model/, artifacts/normalized/ and the predictions of the evaluation.
 Writes artifacts/metrics/parity.json, the figures by which runs are compared, and artifacts/details/parity.json, the
 verdict, the differences by input and the provenance.
-Fails, after both are written, when logits differ by more than `parity.max_abs_diff`, when a label differs that is
-no near-tie, or when PyTorch does not give the evaluation's predictions.
+Fails, after both are written, when logits differ by more than `parity.max_abs_diff`, when a label differs that is not a
+near-tie, or when PyTorch does not reproduce the evaluation's predictions.
 
-ONNX Runtime gets raw pixels and PyTorch the normalized tensors, so that the normalization in the file is proven, too.
-Shape suffixes: N images, C = 1 channel, H x W pixels, K classes.
+Shape suffixes: N examples, K classes.
 """
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+import polars as pl
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from stages.core import schemas
-from stages.core.artifacts import alone, read_table, write_json
-from stages.core.checkpoint import load_checkpoint
-from stages.core.datasets import RAW, normalize_pixels, read_raw
-from stages.core.errors import UserError, reported
-from stages.core.onnx_model import OnnxModel
-from stages.core.params import load_params
-from stages.core.provenance import made_from
-from stages.core.sums import record, verify
-from stages.core.tensors import read_tensors, validate_tensors
-from stages.core.threads import sharing_cores
-from stages.core.timing import timed
+from stages.core.config.params import load_params
+from stages.core.data.splits import Split, read_dataset
+from stages.core.deploy.config import Parity
+from stages.core.deploy.onnx_model import OnnxModel
+from stages.core.evaluation.inference import infer
+from stages.core.examples import image
+from stages.core.examples.spec import Spec
+from stages.core.files import layout, schemas
+from stages.core.files.errors import UserError, reported
+from stages.core.files.exclusive import exclusive
+from stages.core.files.tables import read_table, write_json
+from stages.core.machine.device import describe_device
+from stages.core.machine.provenance import made_from
+from stages.core.machine.threads import sharing_cores
+from stages.core.nets.checkpoint import load_model
 
-ONNX = Path("artifacts/onnx/model.onnx")
-MODEL = Path("artifacts/model/model.pt")
-TEST = Path("artifacts/normalized/test")
-PREDICTIONS = Path("artifacts/plots/predictions.csv")
-METRICS = Path("artifacts/metrics/parity.json")
-DETAILS = Path("artifacts/details/parity.json")
+PYTORCH_BATCH_SIZE = 256
+CPU = torch.device("cpu")
 
 
 class Comparison(NamedTuple):
-    """Hold how a runtime's answers differ from PyTorch's for the same images."""
+    """Hold how a runtime's answers differ from PyTorch's for the same inputs."""
 
     max_abs_diff: float  # of the logits
     different_labels: int  # beyond near-ties
@@ -62,107 +62,128 @@ def compare(onnx_NK: Tensor, pytorch_NK: Tensor, tolerance: float) -> Comparison
     return Comparison(diff_NK.max().item(), *count_labels(onnx_NK.argmax(1), pytorch_NK, tolerance))
 
 
-def check_signature(onnx_model: OnnxModel, image_shape: tuple[int, int, int], num_classes: int) -> None:
-    """Raise `UserError` where the file does not take and give what the model does."""
-    found = [*onnx_model.image_shape], [len(onnx_model.classes)]
-    if found != ([*image_shape], [num_classes]):
-        ours, theirs = f"images {found[0]} to {found[1]} logits", f"images {[*image_shape]} to [{num_classes}] logits"
-        raise UserError(f"{ONNX} maps {ours}, {MODEL} maps {theirs}")
+def run_onnx(onnx_model: OnnxModel, inputs: NDArray[np.generic], batch_size: int) -> Tensor:
+    """Return logits for raw inputs, computed in batches of this size."""
+    starts = range(0, len(inputs), batch_size)
+    return torch.cat([torch.from_numpy(onnx_model.run(inputs[start : start + batch_size])[0]) for start in starts])
 
 
-def run_onnx(onnx_model: OnnxModel, images_NCHW: Tensor, batch_size: int) -> Tensor:
-    """Return logits for raw uint8 pixels."""
-    return torch.cat([torch.from_numpy(onnx_model.run(batch.numpy())[0]) for batch in images_NCHW.split(batch_size)])
+def run_pytorch(model: nn.Module, inputs: NDArray[np.generic]) -> Tensor:
+    """Return logits for raw inputs, computed on the CPU."""
+    return infer(model, torch.from_numpy(inputs), CPU, PYTORCH_BATCH_SIZE)
 
 
-def run_pytorch(model: nn.Module, images_NCHW: Tensor, batch_size: int = 256) -> Tensor:
-    """Return logits for normalized float32 pixels."""
-    with torch.inference_mode():
-        return torch.cat([model(batch) for batch in images_NCHW.split(batch_size)])
+def compare_on_inputs(
+    onnx_model: OnnxModel, model: nn.Module, test: Split, pytorch_NK: Tensor, *, knobs: Parity, seed: int
+) -> tuple[dict[str, Comparison], Tensor]:
+    """Compare the two on the test split at every batch size and on adversarial inputs, by the name of the input.
+
+    Also return ONNX Runtime's logits for the test split.
+    """
+    comparisons, console = {}, Console()
+    # A batch is never larger than the split.
+    sizes = sorted({min(size, len(test.labels)) for size in knobs.batch_sizes})
+    for size in track(sizes, "parity", console=console, transient=True, disable=not console.is_terminal):
+        onnx_NK = run_onnx(onnx_model, test.inputs, size)
+        comparisons[f"batch_{size}"] = compare(onnx_NK, pytorch_NK, knobs.max_abs_diff)
+    for name, inputs in image.adversarial(onnx_model.spec, knobs.noise_images, seed).items():
+        expected_NK = run_pytorch(model, inputs)
+        comparisons[name] = compare(run_onnx(onnx_model, inputs, len(inputs)), expected_NK, knobs.max_abs_diff)
+    return comparisons, onnx_NK
 
 
-def adversarial_images(shape: tuple[int, ...], count: int, seed: int) -> dict[str, Tensor]:
-    """Return images uint8 [N, C, H, W] that no camera takes: black, white and random pixels."""
-    noise = torch.randint(256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+def summarize(
+    comparisons: Mapping[str, Comparison],
+    onnx_NK: Tensor,
+    pytorch_NK: Tensor,
+    labels_N: Tensor,
+    *,
+    evaluated_N: Tensor,
+    tolerance: float,
+) -> dict[str, Any]:
+    """Return the figures of the proof."""
+    on_test = [comparison for name, comparison in comparisons.items() if name.startswith("batch_")]
+    logits = {"onnx": onnx_NK, "pytorch": pytorch_NK}
     return {
-        "all_0": torch.zeros((1, *shape), dtype=torch.uint8),
-        "all_255": torch.full((1, *shape), 255, dtype=torch.uint8),
-        "noise": noise,
+        "max_abs_diff": max(comparison.max_abs_diff for comparison in comparisons.values()),
+        "different_labels": sum(comparison.different_labels for comparison in comparisons.values()),
+        "label_agreement": 1 - max(each.different_labels + each.near_ties for each in on_test) / len(labels_N),
+        "near_ties": sum(comparison.near_ties for comparison in comparisons.values()),
+        "changed_since_evaluation": count_labels(evaluated_N, pytorch_NK, tolerance)[0],
+        **{
+            f"accuracy_{name}": (logits_NK.argmax(1) == labels_N).double().mean().item()
+            for name, logits_NK in logits.items()
+        },
+        "num_images": len(labels_N),
+        "max_abs_diff_by_input": {name: comparison.max_abs_diff for name, comparison in comparisons.items()},
     }
+
+
+def reasons_against(figures: dict[str, Any], tolerance: float) -> list[str]:
+    """Return every reason why this model must not be shipped."""
+    reasons = []
+    if figures["max_abs_diff"] > tolerance:
+        by_input = figures["max_abs_diff_by_input"]
+        worst = max(by_input, key=lambda name: float(by_input[name]))
+        reasons.append(f"logits differ by {figures['max_abs_diff']:.2e} ({worst}), allowed is {tolerance:.2e}")
+    if figures["different_labels"]:
+        reasons.append(f"{figures['different_labels']} labels differ")
+    if figures["changed_since_evaluation"]:
+        reasons.append(f"{figures['changed_since_evaluation']} predictions are not those of {layout.PREDICTIONS}")
+    return reasons
+
+
+def check_specs(onnx_spec: Spec, model_spec: Spec) -> None:
+    """Raise `UserError` unless the exported file states the same spec as the model."""
+    if onnx_spec != model_spec:
+        raise UserError(f"{layout.ONNX} has the spec {onnx_spec}, {layout.MODEL} has {model_spec}")
 
 
 def main() -> None:
     params = load_params()
-    knobs, folder = params.parity, RAW / params.dataset
-    verify("download", folder)
-    verify("normalize", TEST)
-    verify("train", MODEL)
-    verify("evaluate", PREDICTIONS)
-    verify("export", ONNX)
-    onnx_model = OnnxModel(ONNX)
-    model, manifest = load_checkpoint(MODEL)
-    num_classes = len(manifest.classes)
-    check_signature(onnx_model, manifest.image_shape, num_classes)
-    raw = read_raw(folder, "test")
-    validate_tensors(raw, schemas.raw(num_classes), folder)
-    test = read_tensors(TEST, schemas.normalized(num_classes, manifest.mean, manifest.std))
-    if raw["image"].shape != test["image"].shape:
-        raise UserError(f"{folder} has test images {[*raw['image'].shape]}, {TEST} has {[*test['image'].shape]}")
-    evaluated = read_table(PREDICTIONS, schemas.predictions(num_classes, len(test)))
-
-    labels_N, pytorch_NK = test["label"], run_pytorch(model, test["image"])
-    compared: dict[str, Comparison] = {}
-    console = Console()
-    sizes = sorted({min(size, len(test)) for size in knobs.batch_sizes})  # A batch is never larger than the split.
-    for size in track(sizes, "parity", console=console, transient=True, disable=not console.is_terminal):
-        onnx_NK = run_onnx(onnx_model, raw["image"], size)
-        compared[f"batch_{size}"] = compare(onnx_NK, pytorch_NK, knobs.max_abs_diff)
-    on_test = list(compared.values())
-    for name, images in adversarial_images(manifest.image_shape, knobs.noise_images, params.seed).items():
-        expected_NK = run_pytorch(model, normalize_pixels(images, manifest.mean, manifest.std))
-        compared[name] = compare(run_onnx(onnx_model, images, len(images)), expected_NK, knobs.max_abs_diff)
-
-    accuracy = {"onnx": onnx_NK.argmax(1) == labels_N, "pytorch": pytorch_NK.argmax(1) == labels_N}
+    knobs = params.parity
+    layout.NORMALIZE.verify(layout.NORMALIZED)
+    layout.TRAIN.verify(layout.MODEL, layout.MANIFEST)
+    layout.EVALUATE.verify(layout.PREDICTIONS)
+    layout.EXPORT.verify(layout.ONNX)
+    onnx_model, (model, manifest) = OnnxModel(layout.ONNX), load_model()
+    check_specs(onnx_model.spec, manifest.spec)
+    test = read_dataset().read("test")
+    labels_N = torch.from_numpy(test.labels)
+    schema = schemas.predictions(len(manifest.spec.classes), len(labels_N))
+    evaluated: pl.DataFrame = read_table(layout.PREDICTIONS, schema)
     evaluated_N = torch.from_numpy(evaluated["prediction"].to_numpy(writable=True))
-    provenance = made_from(manifest.data_sha256, manifest.settings.model_dump(), torch.device("cpu"))
-    report: dict[str, Any] = {
-        "max_abs_diff": max(result.max_abs_diff for result in compared.values()),
-        "different_labels": sum(result.different_labels for result in compared.values()),
-        "label_agreement": 1 - max(result.different_labels + result.near_ties for result in on_test) / len(test),
-        "near_ties": sum(result.near_ties for result in compared.values()),
-        "changed_since_evaluation": count_labels(evaluated_N, pytorch_NK, knobs.max_abs_diff)[0],
-        **{f"accuracy_{name}": hits_N.double().mean().item() for name, hits_N in accuracy.items()},
-        "num_images": len(test),
-        "max_abs_diff_by_input": {name: result.max_abs_diff for name, result in compared.items()},
-        "made_from": provenance | {"trained_on": manifest.trained_on, "onnx": onnx_model.sha256},
+
+    pytorch_NK = run_pytorch(model, test.inputs)
+    comparisons, onnx_NK = compare_on_inputs(onnx_model, model, test, pytorch_NK, knobs=knobs, seed=params.seed)
+    figures = summarize(
+        comparisons, onnx_NK, pytorch_NK, labels_N, evaluated_N=evaluated_N, tolerance=knobs.max_abs_diff
+    )
+
+    reasons = reasons_against(figures, knobs.max_abs_diff)
+    tolerance_used = figures["max_abs_diff"] / knobs.max_abs_diff
+    made = made_from(manifest.data_sha256, manifest.settings.model_dump()) | {
+        "device": describe_device(CPU),
+        "trained_on": manifest.environment,
+        "onnx": onnx_model.sha256,
     }
-    reasons = reasons_against(report, knobs.max_abs_diff)
-    tolerance_used = report["max_abs_diff"] / knobs.max_abs_diff
-    write_json({"tolerance_used": tolerance_used, "different_labels": report["different_labels"]}, METRICS)
-    write_json({"proven": not reasons} | report, DETAILS)
+    write_json(
+        {"tolerance_used": tolerance_used, "different_labels": figures["different_labels"]}, layout.PARITY_METRICS
+    )
+    write_json({"proven": not reasons, **figures, "made_from": made}, layout.PARITY_DETAILS)
     if reasons:
-        raise UserError(f"{ONNX} does not compute what {MODEL} computes: {'; '.join(reasons)}; see {DETAILS}")
-    record("parity", METRICS, DETAILS)
+        raise UserError(
+            f"{layout.ONNX} does not compute what {layout.MODEL} computes: {'; '.join(reasons)};"
+            f" see {layout.PARITY_DETAILS}"
+        )
+    layout.PARITY.record(layout.PARITY_METRICS, layout.PARITY_DETAILS)
+    sizes = ", ".join(name.removeprefix("batch_") for name in comparisons if name.startswith("batch_"))
     print(
-        f"parity: ONNX Runtime and PyTorch agree on {len(test):,} images at batch sizes {', '.join(map(str, sizes))};"
-        f" largest difference {report['max_abs_diff']:.1e}, {tolerance_used:.1%} of what is allowed"
+        f"parity: ONNX Runtime and PyTorch agree on {len(labels_N):,} images at batch sizes {sizes};"
+        f" largest difference {figures['max_abs_diff']:.1e}, {tolerance_used:.1%} of what is allowed"
     )
 
 
-def reasons_against(report: dict[str, Any], tolerance: float) -> list[str]:
-    """Return every reason why this model must not be shipped."""
-    reasons = []
-    if report["max_abs_diff"] > tolerance:
-        by_input = report["max_abs_diff_by_input"]
-        worst = max(by_input, key=lambda name: float(by_input[name]))
-        reasons.append(f"logits differ by {report['max_abs_diff']:.2e} ({worst}), allowed is {tolerance:.2e}")
-    if report["different_labels"]:
-        reasons.append(f"{report['different_labels']} labels differ")
-    if report["changed_since_evaluation"]:
-        reasons.append(f"{report['changed_since_evaluation']} predictions are not those of {PREDICTIONS}")
-    return reasons
-
-
 if __name__ == "__main__":
-    with reported("parity"), timed("parity"), alone("parity"), sharing_cores():
+    with reported("parity"), exclusive("parity"), sharing_cores():
         main()

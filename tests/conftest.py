@@ -19,7 +19,8 @@ import pytest
 from ruamel.yaml import YAML
 
 if TYPE_CHECKING:
-    import torch
+    import numpy as np
+    from numpy.typing import NDArray
     from playwright.sync_api import Browser
 
 pytest_plugins = ["tests.faults.counts"]
@@ -42,13 +43,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group(server))
 
 
-def make_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+def make_images(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Return images uint8 [count, 28, 28] and labels, each class equally often; a bright square's place tells it."""
-    import torch
+    import numpy as np
 
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(count, dtype=torch.uint8) % 10
-    images = torch.randint(64, (count, 28, 28), dtype=torch.uint8, generator=generator)
+    labels = np.arange(count, dtype=np.uint8) % 10
+    images = np.random.default_rng(seed).integers(64, size=(count, 28, 28), dtype=np.uint8)
     for image, label in zip(images, labels.tolist(), strict=True):
         top, left = 2 + 13 * (label // 5), 1 + 5 * (label % 5)
         image[top : top + 9, left : left + 5] += 160
@@ -57,7 +57,8 @@ def make_images(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
     """Return a folder that `make` fills once for all processes of this test run; no test may change it."""
-    from stages.core.artifacts import locked, remove
+    from stages.core.files.atomic import remove
+    from stages.core.files.exclusive import locked
 
     base = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:  # Each worker has its own folder within that of the run.
@@ -75,29 +76,29 @@ def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
 @pytest.fixture(scope="session")
 def tiny_idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the four IDX files: 300 training and 100 test images."""
-    from stages.core.datasets import FILES, write_idx
+    from stages.core.data.idx import FILES, write_idx
 
     def make(folder: Path) -> None:
         for split, count, seed in (("train", 300, 1), ("test", 100, 2)):
             images, labels = make_images(count, seed)
-            write_idx(folder / FILES[f"{split}_images"], images)
-            write_idx(folder / FILES[f"{split}_labels"], labels)
+            write_idx(folder / FILES[split].images, images)
+            write_idx(folder / FILES[split].labels, labels)
 
     return make_once(tmp_path_factory, "tiny_idx", make)
 
 
 def tiny_params(idx: Path) -> dict[str, Any]:
     """Return the project's params.yaml, changed to use the data set in `idx` and to take seconds."""
-    from stages.core.datasets import FILES
+    from stages.core.data.idx import FILES
 
     params: dict[str, Any] = YAML(typ="safe").load(PROJECT / "params.yaml")
-    checksums: dict[str, dict[str, str]] = {"train": {}, "test": {}}
-    for field, name in FILES.items():
-        split, kind = field.split("_")
-        checksums[split][kind] = hashlib.sha256((idx / name).read_bytes()).hexdigest()
+    checksums = {
+        split: {kind: hashlib.sha256((idx / name).read_bytes()).hexdigest() for kind, name in files._asdict().items()}
+        for split, files in FILES.items()
+    }
     sources = [{"kind": "url", "url": str(idx)}]
     params["datasets"]["tiny"] = {"classes": [*CLASSES], "centre_ink": False, "sha256": checksums, "sources": sources}
-    params["dataset"], params["device"] = "tiny", "cpu"
+    params["dataset"], params["machine"]["device"] = "tiny", "cpu"
     params["normalize"]["validation"] = 1 / 6
     params["parity"]["batch_sizes"] = [1, 7, 100]
     for recipe in params["recipes"].values():
@@ -134,14 +135,14 @@ def workspace(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.Monkey
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
     """Return a folder in which all stages have run undisturbed on tiny data; copy it, do not change it."""
-    from stages.core.artifacts import alone
+    from stages.core.files.exclusive import exclusive
 
     def make(folder: Path) -> None:
         write_params(tiny_params(tiny_idx), folder)
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
             for stage in ("download", "normalize", "train", "evaluate", "export", "parity", "report"):
-                with alone(stage):
+                with exclusive(stage):
                     import_module(f"stages.{stage}").main()
 
     return make_once(tmp_path_factory, "finished", make)
@@ -242,7 +243,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Clo
 @pytest.fixture
 def repeated(undisturbed: Clone, tmp_path: Path) -> Clone:
     """Return a copy of `undisturbed` without DVC's cache of runs, so that stale stages run again."""
-    from stages.core.artifacts import remove
+    from stages.core.files.atomic import remove
 
     folder = shutil.copytree(undisturbed.folder, tmp_path / "repeated", symlinks=True)
     remove(folder / ".dvc/cache/runs")

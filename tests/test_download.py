@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from stages import download
-from stages.core.datasets import FILES, read_idx, write_idx
-from stages.core.errors import UserError, reported
-from stages.core.params import PipSource
+from stages.core.data.config import PipSource
+from stages.core.data.idx import FILES, read_idx, write_idx
+from stages.core.files.errors import UserError, reported
 from tests.conftest import write_params
 
 TINY = Path("artifacts/raw/tiny")

@@ -8,14 +8,15 @@ from pathlib import Path
 import polars as pl
 import pytest
 import torch
+from stages.core.checkpoint import build  # FIXME
+from stages.core.tensors import read_tensors, write_tensors  # FIXME
 
 from stages import download, evaluate, normalize, train
 from stages.core import schemas, sums
-from stages.core.artifacts import read_table
-from stages.core.checkpoint import build, load_checkpoint, save_checkpoint
-from stages.core.errors import UserError
-from stages.core.inference import infer
-from stages.core.tensors import read_tensors, write_tensors
+from stages.core.evaluation.inference import infer
+from stages.core.files.errors import UserError
+from stages.core.files.tables import read_table
+from stages.core.nets.checkpoint import load_model, save_model
 from tests.conftest import PROJECT, make_once, tiny_params, write_params
 
 # the predicted class has probability 1/2, the two others 1/4 each
@@ -121,7 +122,7 @@ def test_files_of_a_run(evaluated: Path) -> None:
     assert details["num_images"] == 100
     assert details["accuracy_low"] < overall["accuracy"] < details["accuracy_high"]
 
-    model, manifest = load_checkpoint(evaluated / evaluate.MODEL)
+    model, manifest = load_model(evaluated / evaluate.MODEL)
     test = read_tensors(evaluated / evaluate.TEST, schemas.normalized(10, 0.5, 0.5))
     with torch.inference_mode():
         logits = model(test["image"])
@@ -145,7 +146,7 @@ def test_files_of_a_run(evaluated: Path) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100, 1000])
 def test_batch_size_changes_no_logit(evaluated: Path, batch_size: int) -> None:
-    model, _ = load_checkpoint(evaluated / evaluate.MODEL)
+    model, _ = load_model(evaluated / evaluate.MODEL)
     test = read_tensors(evaluated / evaluate.TEST, schemas.normalized(10, 0.5, 0.5))
     logits = infer(model.train(), test, torch.device("cpu"), batch_size)
     with torch.inference_mode():
@@ -157,9 +158,9 @@ def test_class_without_test_image_is_refused(before: Path) -> None:
     test = read_tensors(evaluate.TEST, schema)
     kept = test[test["label"] != 9].clone()
     write_tensors(kept, evaluate.TEST, schema)
-    model, manifest = load_checkpoint(evaluate.MODEL)
+    model, manifest = load_model(evaluate.MODEL)
     sums.record("normalize", evaluate.TEST)
-    save_checkpoint(
+    save_model(
         evaluate.MODEL,
         manifest.model_copy(update={"data_sha256": sums.digest("normalize", evaluate.TEST.parent)}),
         model.network.state_dict(),
@@ -171,9 +172,9 @@ def test_class_without_test_image_is_refused(before: Path) -> None:
 
 
 def test_model_for_another_image_shape_is_refused(before: Path) -> None:
-    _, manifest = load_checkpoint(evaluate.MODEL)
+    _, manifest = load_model(evaluate.MODEL)
     small = manifest.model_copy(update={"image_shape": (1, 14, 14)})
-    save_checkpoint(evaluate.MODEL, small, build(small).network.state_dict())
+    save_model(evaluate.MODEL, small, build(small).network.state_dict())
     sums.record("train", evaluate.MODEL)
     with pytest.raises(
         UserError,
@@ -185,9 +186,9 @@ def test_model_for_another_image_shape_is_refused(before: Path) -> None:
 
 @pytest.mark.parametrize(("mean", "std"), [(0.1, 0.5), (0.5, 1.0)])
 def test_model_for_another_normalization_is_refused(before: Path, mean: float, std: float) -> None:
-    model, manifest = load_checkpoint(evaluate.MODEL)
+    model, manifest = load_model(evaluate.MODEL)
     other = manifest.model_copy(update={"mean": mean, "std": std})
-    save_checkpoint(evaluate.MODEL, other, model.network.state_dict())
+    save_model(evaluate.MODEL, other, model.network.state_dict())
     sums.record("train", evaluate.MODEL)
     with pytest.raises(UserError, match=r"^artifacts/normalized/test violates its schema:\n  column 'image': all pix"):
         evaluate.main()
@@ -195,8 +196,8 @@ def test_model_for_another_normalization_is_refused(before: Path, mean: float, s
 
 
 def test_model_of_other_data_is_refused(before: Path) -> None:
-    model, manifest = load_checkpoint(evaluate.MODEL)
-    save_checkpoint(evaluate.MODEL, manifest.model_copy(update={"data_sha256": "0" * 64}), model.network.state_dict())
+    model, manifest = load_model(evaluate.MODEL)
+    save_model(evaluate.MODEL, manifest.model_copy(update={"data_sha256": "0" * 64}), model.network.state_dict())
     sums.record("train", evaluate.MODEL)
     with pytest.raises(
         UserError, match=r"^artifacts/model/model\.pt was trained on other data than those in artifacts/"

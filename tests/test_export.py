@@ -10,11 +10,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from stages.core.sums import record, sums_of  # FIXME
 
 from stages import export
-from stages.core.checkpoint import load_checkpoint
-from stages.core.errors import UserError
-from stages.core.sums import record, sums_of
+from stages.core.files.errors import UserError
+from stages.core.nets.checkpoint import load_model
 from tests.conftest import CLASSES, PROJECT, make_images, tiny_params, write_params
 
 
@@ -60,7 +60,7 @@ def test_inputs_and_outputs(model: onnx.ModelProto) -> None:
 
 def test_metadata(exported: Path, model: onnx.ModelProto) -> None:
     about = {entry.key: entry.value for entry in model.metadata_props}
-    _, manifest = load_checkpoint(exported / export.MODEL)
+    _, manifest = load_model(exported / export.MODEL)
     assert json.loads(about.pop("classes")) == CLASSES
     assert about == {
         "recipe": "convnet",
@@ -110,7 +110,7 @@ def test_computes_what_the_calibrated_model_computes_at_any_batch(exported: Path
     session = onnxruntime.InferenceSession(exported / export.ONNX, providers=["CPUExecutionProvider"])
     images = make_images(count, seed=3)[0].unsqueeze(1)
     logits, probabilities = session.run(None, {"image": images.numpy()})
-    model, manifest = load_checkpoint(exported / export.MODEL)
+    model, manifest = load_model(exported / export.MODEL)
     assert manifest.temperature != 1
     with torch.inference_mode():
         expected = model.network((images.float() / 255 - 0.5) / 0.5) / manifest.temperature

@@ -8,16 +8,17 @@ from typing import Any
 import polars as pl
 import pytest
 import torch
+from stages.core.datasets import normalize_pixels  # FIXME
+from stages.core.schemas import SPLITS, normalized, summary
+from stages.core.sums import record  # FIXME
+from stages.core.tensors import read_tensors  # FIXME
 from tensordict import TensorDict
 
 from stages import normalize
-from stages.core.artifacts import read_table
-from stages.core.datasets import FILES, normalize_pixels, write_idx
-from stages.core.errors import UserError
-from stages.core.params import load_params
-from stages.core.schemas import SPLITS, normalized, summary
-from stages.core.sums import record
-from stages.core.tensors import read_tensors
+from stages.core.config.params import load_params
+from stages.core.data.idx import FILES, write_idx
+from stages.core.files.errors import UserError
+from stages.core.files.tables import read_table
 from stages.normalize import DETAILS, METRICS, NORMALIZED, stratified_split
 from tests.conftest import PROJECT, make_images, write_params
 

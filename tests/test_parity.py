@@ -10,15 +10,17 @@ import onnx
 import polars as pl
 import pytest
 import torch
+from stages.core.checkpoint import build  # FIXME
+from stages.core.sums import record  # FIXME
 
 from stages import download, evaluate, export, normalize, parity, train
 from stages.core import schemas
-from stages.core.artifacts import read_table, write_table
-from stages.core.checkpoint import build, load_checkpoint
-from stages.core.datasets import FILES, RAW, read_idx, write_idx
-from stages.core.errors import UserError
-from stages.core.params import load_params, override_params
-from stages.core.sums import record
+from stages.core.config.params import load_params, override_params
+from stages.core.data.idx import FILES, read_idx, write_idx
+from stages.core.files.errors import UserError
+from stages.core.files.layout import RAW
+from stages.core.files.tables import read_table, write_table
+from stages.core.nets.checkpoint import load_model
 from tests.conftest import PROJECT, make_once, tiny_params, write_params
 
 OPSET = 20
@@ -105,7 +107,7 @@ def test_one_changed_weight_is_found(ready: Path, name: str) -> None:
 
 @pytest.mark.parametrize("change", [{"mean": 0.4}, {"std": 0.6}], ids=["mean", "std"])
 def test_wrong_normalization_is_found(ready: Path, change: dict[str, float]) -> None:
-    model, manifest = load_checkpoint(parity.MODEL)
+    model, manifest = load_model(parity.MODEL)
     onnx.save(export.to_onnx(model, manifest.model_copy(update=change), OPSET), parity.ONNX)
     record("export", parity.ONNX)
     with pytest.raises(UserError, match="logits differ by"):
@@ -115,7 +117,7 @@ def test_wrong_normalization_is_found(ready: Path, change: dict[str, float]) -> 
 
 def test_other_labels_are_found(ready: Path) -> None:
     """An untrained network in the file: the agreement falls with the labels that differ."""
-    _, manifest = load_checkpoint(parity.MODEL)
+    _, manifest = load_model(parity.MODEL)
     torch.manual_seed(2)
     onnx.save(export.to_onnx(build(manifest), manifest, OPSET), parity.ONNX)
     record("export", parity.ONNX)
@@ -170,7 +172,7 @@ def test_missing_file_is_refused(ready: Path) -> None:
     "change", [{"image_shape": (1, 24, 24)}, {"classes": list("abcde")}], ids=["image shape", "classes"]
 )
 def test_file_of_another_model_is_refused(ready: Path, change: dict[str, Any]) -> None:
-    _, manifest = load_checkpoint(parity.MODEL)
+    _, manifest = load_model(parity.MODEL)
     other = manifest.model_copy(update=change)
     onnx.save(export.to_onnx(build(other), other, OPSET), parity.ONNX)
     record("export", parity.ONNX)

@@ -13,14 +13,14 @@ import polars as pl
 import pytest
 import vl_convert
 from playwright.sync_api import Browser, Page
+from stages.core.sums import record  # FIXME
 
 from stages import download, evaluate, export, normalize, parity, report, train
 from stages.core import charts, schemas
-from stages.core.artifacts import read_table, write_table
-from stages.core.checkpoint import load_checkpoint
-from stages.core.errors import UserError
-from stages.core.params import Unsure
-from stages.core.sums import record
+from stages.core.files.errors import UserError
+from stages.core.files.tables import read_table, write_table
+from stages.core.nets.checkpoint import load_model
+from stages.core.training.config import Unsure
 from tests.conftest import PROJECT, make_once, tiny_params, write_params
 
 HOSTILE = "<img src=x onerror=alert(1)> | </script>"
@@ -257,7 +257,7 @@ def test_risk_by_coverage_by_hand() -> None:
 
 @pytest.mark.parametrize("decided", ["risk", "coverage"])
 def test_the_target_that_decided_the_limit_is_named(ready: Path, decided: Literal["risk", "coverage"]) -> None:
-    _, manifest = load_checkpoint(report.MODEL)
+    _, manifest = load_model(report.MODEL)
     target = Unsure(risk=0.001, coverage=0.8)
     text = report.describe_threshold(manifest.model_copy(update={"unsure_by": decided}), target)
     assert text.startswith(f"The target on {decided} decided the limit: ")

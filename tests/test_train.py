@@ -21,19 +21,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pydantic import TypeAdapter
+from stages.core.datasets import normalize_pixels  # FIXME
+from stages.core.models import mlp  # FIXME
+from stages.core.tensors import read_tensors  # FIXME
 from tensordict import TensorDict
 from torch import Tensor, nn
 
 from stages import download, evaluate, export, normalize, parity, train
 from stages.core import augmentation, params, resume, schemas
-from stages.core.artifacts import read_table, validate
-from stages.core.checkpoint import load_checkpoint
-from stages.core.datasets import normalize_pixels
-from stages.core.errors import UserError
-from stages.core.models import build_model, mlp
-from stages.core.optimization import l1_norm
-from stages.core.runtime import autocast_dtype, full_float32
-from stages.core.tensors import read_tensors
+from stages.core.files.errors import UserError
+from stages.core.files.tables import read_table, validate
+from stages.core.machine.device import autocast_dtype, full_float32
+from stages.core.nets.checkpoint import load_model
+from stages.core.nets.registry import build_model
+from stages.core.training.config import CrossEntropy, Recipe
+from stages.core.training.optimization import l1_norm
 from tests.conftest import PROJECT, Clone, make_images, write_params
 from tests.core.test_models import DENSENET, GRU, LSTM, RESNET, TRANSFORMER, VGG_
 from tests.core.test_models import WAVENET as SHORT_WAVENET
@@ -41,7 +43,7 @@ from tests.core.test_models import WAVENET as SHORT_WAVENET
 SHAPE = (1, 28, 28)
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-LOSS = params.CrossEntropy(name="cross_entropy", label_smoothing=0.0)
+LOSS = CrossEntropy(name="cross_entropy", label_smoothing=0.0)
 MLP = {"name": "mlp", "hidden": [64], "dropout": 0.0}
 CONVNET = {"name": "convnet", "channels": [[8], [16]], "stem": "pool", "head": "flatten", "dropout": 0.0}
 WAVENET = SHORT_WAVENET.model_copy(update={"stride": 7, "layers": 7, "channels": 16})  # its last steps see all
@@ -51,7 +53,7 @@ NONE = {"l1": 0.0, "ema": 0.0, "patience": 0}
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
 
 
-def make_recipe(model: dict[str, Any], **settings: Any) -> params.Recipe:
+def make_recipe(model: dict[str, Any], **settings: Any) -> Recipe:
     """A plain recipe: no augmentation, no schedule, float32."""
     plain = {
         "model": model,
@@ -64,7 +66,7 @@ def make_recipe(model: dict[str, Any], **settings: Any) -> params.Recipe:
         "batch_size": 20,
         "epochs": 1,
     }
-    return TypeAdapter(params.Recipe).validate_python(plain | settings)
+    return TypeAdapter(Recipe).validate_python(plain | settings)
 
 
 def make_model(config: params.Model, seed: int = 1) -> nn.Module:
@@ -79,7 +81,7 @@ def make_data(count: int, seed: int = 1) -> TensorDict:
 
 
 def run_fit(
-    recipe: params.Recipe, seed: int = 1, data: TensorDict | None = None, device: torch.device = CPU, **options: Any
+    recipe: Recipe, seed: int = 1, data: TensorDict | None = None, device: torch.device = CPU, **options: Any
 ) -> tuple[list[dict[str, float]], train.Training]:
     """The history and what was trained; `seed` is of the order and the augmentation, the first weights are the same."""
     data = make_data(50).to(device) if data is None else data
@@ -417,7 +419,7 @@ def test_trained_on_cuda_it_is_exported_and_proven(normalized: Path, params: dic
     for stage in (train, evaluate, export, parity):
         stage.main()
     dtype = str(autocast_dtype("auto", CUDA)).removeprefix("torch.")
-    assert f", {dtype}, " in load_checkpoint(normalized / train.MODEL)[1].trained_on
+    assert f", {dtype}, " in load_model(normalized / train.MODEL)[1].trained_on
     assert json.loads((normalized / "artifacts/details/parity.json").read_text())["max_abs_diff"] < 1e-4
 
 
@@ -473,7 +475,7 @@ def test_main_writes_model_history_and_live_metrics(normalized: Path, params: di
 
     history = read_table(normalized / train.HISTORY, schemas.history())
     assert history["epoch"].to_list() == [1, 2]
-    model, manifest = load_checkpoint(normalized / train.MODEL)
+    model, manifest = load_model(normalized / train.MODEL)
     assert (manifest.recipe, manifest.dataset, manifest.image_shape) == ("convnet", "tiny", SHAPE)
     assert (manifest.mean, manifest.std) == (0.5, 0.5)
     assert manifest.classes == params["datasets"]["tiny"]["classes"]
@@ -500,7 +502,7 @@ def test_same_seed_same_file(normalized: Path, params: dict[str, Any], recipe: s
         write_params(params, normalized)
         train.main()
         files.append((normalized / train.MODEL).read_bytes())
-        weights.append(load_checkpoint(normalized / train.MODEL)[0].state_dict())
+        weights.append(load_model(normalized / train.MODEL)[0].state_dict())
     assert files[0] == files[1]
     assert not same_weights(weights[0], weights[2])
 
@@ -632,7 +634,7 @@ def test_early_stopping_keeps_the_best(normalized: Path, params: dict[str, Any])
     history = read_table(normalized / train.HISTORY, schemas.history())
     best = 1 + int(history["validation_loss"].arg_min() or 0)
     assert len(history) == best + 2 < 30
-    assert load_checkpoint(normalized / train.MODEL)[1].epoch == best
+    assert load_model(normalized / train.MODEL)[1].epoch == best
 
 
 def start(*command: str) -> subprocess.Popen[str]:
@@ -701,7 +703,7 @@ def test_compiled_it_learns_the_same(normalized: Path, params: dict[str, Any]) -
     compiled = read_table(normalized / train.HISTORY, schemas.history())
     for name in ("train_loss", "validation_loss"):
         assert compiled[name].to_list() == pytest.approx(eager[name].to_list(), abs=1e-4)
-    assert ", compiled (default), " in load_checkpoint(normalized / train.MODEL)[1].trained_on
+    assert ", compiled (default), " in load_model(normalized / train.MODEL)[1].trained_on
 
 
 @pytest.mark.slow
@@ -747,7 +749,7 @@ def test_two_processes_killed_go_on_to_the_same_bytes(normalized: Path, params: 
     with start() as process:
         assert process.wait() == 0, Path("train.log").read_text()
     undisturbed = outputs(normalized)
-    model, manifest = load_checkpoint(normalized / train.MODEL)
+    model, manifest = load_model(normalized / train.MODEL)
     validation = read_tensors(normalized / train.NORMALIZED / "validation", schemas.normalized(10, 0.5, 0.5))
     kept = read_table(normalized / train.HISTORY, schemas.history()).row(manifest.epoch - 1, named=True)
     loss, accuracy = train.assess(model.network, validation, manifest.settings.loss, torch.device("cpu"))

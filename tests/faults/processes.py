@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
-from stages.core.sums import files_at, sha256
+from stages.core.files.checksums import files_at, sha256
 from tests.conftest import PROJECT
 
 DATASET = "tiny"

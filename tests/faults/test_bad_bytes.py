@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from stages.core.sums import FOLDER as SUMS  # FIXME
 
-from stages.core.artifacts import remove
-from stages.core.sums import FOLDER as SUMS
+from stages.core.files.atomic import remove
 from tests.faults.counts import LONG, DataLostError, Faults
 from tests.faults.processes import STAGES, contents, run
 

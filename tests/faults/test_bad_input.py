@@ -19,15 +19,16 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
+from stages.core.params import shown  # FIXME
+from stages.core.schemas import SPLITS, normalized
+from stages.core.tensors import read_tensors  # FIXME
 
 from stages import download, normalize
 from stages.core import params
-from stages.core.datasets import FILES, read_idx, write_idx
-from stages.core.errors import UserError
-from stages.core.models import build_model
-from stages.core.params import Params, load_params, override_params, parse_params, shown
-from stages.core.schemas import SPLITS, normalized
-from stages.core.tensors import read_tensors
+from stages.core.config.params import Params, load_params, override_params, parse_params
+from stages.core.data.idx import FILES, read_idx, write_idx
+from stages.core.files.errors import UserError
+from stages.core.nets.registry import build_model
 from tests.conftest import PROJECT, tiny_params, write_params
 from tests.faults.counts import LONG, Faults
 

@@ -7,7 +7,7 @@ from subprocess import PIPE, STDOUT
 import pytest
 from ruamel.yaml import YAML
 
-from stages.core.artifacts import remove
+from stages.core.files.atomic import remove
 from tests.conftest import Clone
 from tests.faults.conftest import check_same
 from tests.faults.counts import LONG, Faults

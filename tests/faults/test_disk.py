@@ -14,7 +14,7 @@ from shutil import copytree
 import pytest
 
 from flows.rwlock import remove_torn_rwlock
-from stages.core.artifacts import remove
+from stages.core.files.atomic import remove
 from tests.conftest import Clone
 from tests.faults.conftest import check_same
 from tests.faults.counts import LONG, DataLostError, Faults

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from stages.core import artifacts
-from stages.core.artifacts import remove, replacing
+from stages.core.files.atomic import remove, replacing
 from tests.conftest import Clone
 from tests.faults.conftest import check_same
 from tests.faults.counts import LONG, DataLostError, Faults

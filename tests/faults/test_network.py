@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from stages import download
-from stages.core.datasets import FILES
-from stages.core.errors import TemporaryError, UserError, reported
+from stages.core.data.idx import FILES
+from stages.core.files.errors import TemporaryError, UserError, reported
 from tests.conftest import write_params
 from tests.faults.counts import Faults
 from tests.test_download import add_wheel, assert_is_downloaded, pip_source, refused, set_sources, set_urls

@@ -14,13 +14,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from stages.core.schemas import normalized
+from stages.core.tensors import read_tensors  # FIXME
 from tensordict import NonTensorData, TensorDict
 
-from stages.core.errors import UserError, redacted
-from stages.core.onnx_model import OnnxModel
-from stages.core.params import load_params
-from stages.core.schemas import normalized
-from stages.core.tensors import read_tensors
+from stages.core.config.params import load_params
+from stages.core.deploy.onnx_model import OnnxModel
+from stages.core.files.errors import UserError, redacted
 from tests.conftest import PROJECT, Clone, write_params
 from tests.core.test_onnx_model import ours
 from tests.faults.counts import Faults

@@ -1,7 +1,7 @@
 import pytest
 
 from flows.graph import read_graph, read_stale
-from stages.core.errors import UserError
+from stages.core.files.errors import UserError
 from tests.conftest import Clone
 
 

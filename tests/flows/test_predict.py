@@ -17,8 +17,8 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 
 from flows.predict import sentence
 from serving import batch
-from stages.core.datasets import write_idx
-from stages.core.errors import UserError
+from stages.core.data.idx import write_idx
+from stages.core.files.errors import UserError
 from tests.conftest import PROJECT, Clone, make_images, wait_for
 from tests.serving.conftest import DIGITS, PLACES, bar, enlarged, write_places_model
 

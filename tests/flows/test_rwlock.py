@@ -11,7 +11,7 @@ import pytest
 from dvc.lock import make_lock
 
 from flows.rwlock import remove_torn_rwlock
-from stages.core.errors import UserError
+from stages.core.files.errors import UserError
 from tests.conftest import Clone, wait_for
 
 TORN = ["", '{"write": {"/project/b.txt": {"pid": 4', "{}{}"]

@@ -7,7 +7,7 @@ import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
 
-from serving.images import FORMATS
+from stages.core.examples.image import FORMATS
 
 SIDES = st.integers(2, 60)
 

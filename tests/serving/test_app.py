@@ -27,7 +27,7 @@ from onnx import numpy_helper
 from PIL import Image, ImageDraw
 
 from serving import app, body
-from stages.core.onnx_model import OnnxModel
+from stages.core.deploy.onnx_model import OnnxModel
 from tests.conftest import PROJECT, Clone, wait_for
 from tests.serving.conftest import (
     DIGITS,

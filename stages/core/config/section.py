@@ -1,0 +1,21 @@
+"""Define what all sections of params.yaml have in common; each section lives in the package that it configures.
+
+Upper bounds are far above any useful value: they turn a slip of the keyboard into a message instead of a machine
+without memory.
+"""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]  # It names a folder; DVC allows no dots in it.
+NotNegative = Annotated[float, Field(ge=0, le=1000)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+BatchSize = Annotated[int, Field(gt=0, le=10**6)]
+
+
+class Section(BaseModel):
+    """Hold one section: strict types, every key required, unknown keys refused, no infinities."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

@@ -1,0 +1,1 @@
+"""Use the exported ONNX file. Nothing in this package imports PyTorch."""

@@ -1,0 +1,1 @@
+"""Compute a model's answers, measure them, and calibrate their confidence."""

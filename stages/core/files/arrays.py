@@ -1,0 +1,32 @@
+"""Write arrays as .npy files and map them into memory, so that a split may be larger than the memory."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from stages.core.files.errors import UserError
+
+
+def write_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike, parts: Iterable[NDArray[np.generic]]) -> None:
+    """Write `parts`, which joined along the first axis have this shape, as one .npy file (NEP 1)."""
+    with path.open("wb") as file:
+        description = np.lib.format.dtype_to_descr(np.dtype(dtype))
+        header = {"descr": description, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        # Ordinary writes report a full disk. A write to a memory map would kill the process.
+        for part in parts:
+            file.write(np.ascontiguousarray(part, dtype).data)
+
+
+def map_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap[tuple[int, ...], np.dtype[np.generic]]:
+    """Map a .npy file into memory, copied on write; raise `UserError` unless it holds this shape and dtype."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="c")
+    except (ValueError, SyntaxError, KeyError, TypeError, EOFError) as error:  # Its header is Python source.
+        raise UserError(f"{path} is damaged: {error}") from None
+    if (array.shape, array.dtype) != (shape, np.dtype(dtype)):
+        expected = f"{np.dtype(dtype)} {[*shape]}"
+        raise UserError(f"{path} holds {array.dtype} {[*array.shape]}, expected is {expected}")
+    return array

@@ -1,0 +1,58 @@
+"""Name every file that the stages exchange; no other module of a stage spells a path below `artifacts/`."""
+
+from pathlib import Path
+
+from stages.core.files.checksums import Outputs
+
+RAW = Path("artifacts/raw")  # It holds one folder for each data set.
+
+NORMALIZED = Path("artifacts/normalized")
+SPEC = NORMALIZED / "spec.json"
+EXAMPLES = NORMALIZED / "examples.parquet"
+DATA_METRICS = Path("artifacts/metrics/normalize.json")
+DATA_DETAILS = Path("artifacts/details/normalize.json")
+
+MODEL = Path("artifacts/model/model.pt")
+MANIFEST = Path("artifacts/model/manifest.json")
+HISTORY = Path("artifacts/plots/history.csv")
+VALIDATION_METRICS = Path("artifacts/metrics/validation.json")
+LIVE = Path("artifacts/live")  # DVCLive's files, for those who watch a training run.
+CHECKPOINTS = Path("artifacts/checkpoints")  # Unfinished training runs.
+
+METRICS = Path("artifacts/metrics/evaluation.json")
+DETAILS = Path("artifacts/details/evaluation.json")
+PER_CLASS = Path("artifacts/metrics/per_class.csv")
+PREDICTIONS = Path("artifacts/plots/predictions.csv")
+
+ONNX = Path("artifacts/onnx/model.onnx")
+
+PARITY_METRICS = Path("artifacts/metrics/parity.json")
+PARITY_DETAILS = Path("artifacts/details/parity.json")
+
+BASELINE = Path("artifacts/baseline")  # Metrics of another run, by data set, for comparison.
+PAGE = Path("artifacts/report/index.html")
+CARD = Path("artifacts/report/MODEL_CARD.md")
+LOCAL = Path("artifacts/report/local.js")
+
+# The list of checksums lies beside the main output of each stage.
+NORMALIZE = Outputs("normalize", NORMALIZED / "SHA256SUMS")
+TRAIN = Outputs("train", MODEL.parent / "SHA256SUMS")
+EVALUATE = Outputs("evaluate", DETAILS.with_suffix(".sha256"))
+EXPORT = Outputs("export", ONNX.parent / "SHA256SUMS")
+PARITY = Outputs("parity", PARITY_DETAILS.with_suffix(".sha256"))
+REPORT = Outputs("report", PAGE.parent / "SHA256SUMS")
+
+
+def raw_folder(dataset: str) -> Path:
+    """Return the folder of a data set as it was downloaded."""
+    return RAW / dataset
+
+
+def download_outputs(dataset: str) -> Outputs:
+    """Return the outputs of stage `download` for a data set."""
+    return Outputs("download", RAW / dataset / "SHA256SUMS")
+
+
+def split_array(split: str) -> Path:
+    """Return the file of the raw inputs of a split."""
+    return NORMALIZED / f"{split}.npy"

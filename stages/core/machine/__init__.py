@@ -1,0 +1,1 @@
+"""Adapt to the machine: its devices, memory, threads and signals."""

@@ -1,0 +1,1 @@
+"""Build the networks that recipes name, and save and load them."""

@@ -1,0 +1,1 @@
+"""Show people what a run produced."""

@@ -1,0 +1,197 @@
+"""Collect what the page and the model card show."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import vl_convert
+from pandera.polars import DataFrameSchema
+
+from stages.core.config.params import Params
+from stages.core.data.schemas import SPLITS, raw_labels
+from stages.core.data.schemas import examples as examples_schema
+from stages.core.data.splits import Split
+from stages.core.deploy.onnx_model import OnnxModel
+from stages.core.examples import image
+from stages.core.examples.spec import Spec
+from stages.core.files import layout, schemas
+from stages.core.nets.manifest import Manifest
+from stages.core.reporting import charts
+from stages.core.reporting.headline import HEADLINE, format_headline, read_baseline
+from stages.core.reporting.local import LATENCY_RUNS, STAGES
+from stages.core.training.config import Recipe, Unsure
+
+MISTAKES = 50  # shown
+PAIRS = 10  # of classes that are confused most, shown
+SAMPLES = 12  # training examples of each class, shown
+
+
+class Run(NamedTuple):
+    """Hold what the other stages wrote."""
+
+    params: Params
+    manifest: Manifest
+    onnx: OnnxModel
+    train: Split
+    test: Split
+    examples: pl.DataFrame
+    history: pl.DataFrame
+    predictions: pl.DataFrame
+    per_class: pl.DataFrame
+    data: dict[str, Any]
+    evaluation: dict[str, Any]  # metrics and details
+    parity: dict[str, Any]
+
+
+def shared_context(run: Run) -> dict[str, Any]:
+    """Return what both templates show."""
+    return run._asdict() | {
+        "onnx_bytes": layout.ONNX.stat().st_size,
+        "settings": describe_settings(run.manifest.settings),
+        "threshold": describe_threshold(run.manifest, run.params.train.unsure),
+        "labels": {name: label for name, (label, _) in HEADLINE.items()},
+        "figures": format_headline(run.parity | run.evaluation),
+        "baseline": format_headline(read_baseline(layout.BASELINE / run.params.dataset)),
+        "splits": describe_splits(run.examples),
+        "pairs": confused_pairs(run.predictions, run.manifest.spec.classes),
+    }
+
+
+def page_context(run: Run) -> dict[str, Any]:
+    """Return what only the page shows: charts, pictures, tables of details."""
+    classes = run.manifest.spec.classes
+    library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    assert "</script" not in library
+    return {
+        "charts": {
+            "loss": charts.learning_curve(run.history, "loss"),
+            "accuracy": charts.learning_curve(run.history, "accuracy"),
+            "confusion": charts.confusion(run.predictions, classes),
+            "calibration": charts.calibration(run.predictions),
+            "confidences": charts.confidences(run.predictions, run.manifest.unsure_below),
+            "risk": charts.risk_by_coverage(run.predictions, run.evaluation["coverage"], run.evaluation["risk"]),
+            "balance": charts.class_balance(run.examples, classes, SPLITS),
+            "brightness": charts.brightness(run.examples, SPLITS),
+        },
+        "library": library,
+        "wrong": run.predictions.filter(pl.col("label") != pl.col("prediction")).height,
+        "mistakes": worst_mistakes(run.predictions, run.test, classes),
+        "samples": sample_examples(run.train, classes),
+        "files": describe_files(run.params.dataset, run.manifest.spec, len(run.test.labels)),
+        "differences": parity_rows(run.parity["max_abs_diff_by_input"]),
+        "legible": charts.LEGIBLE,
+        "stages": ["download", *(outputs.stage for outputs in STAGES)],
+        "latency_sizes": list(LATENCY_RUNS),
+    }
+
+
+def worst_mistakes(predictions: pl.DataFrame, test: Split, classes: list[str]) -> list[dict[str, Any]]:
+    """Return the wrong predictions that the model was surest of, the surest first."""
+    wrong = predictions.filter(pl.col("label") != pl.col("prediction"))
+    worst = wrong.sort("confidence", "index", descending=[True, False]).head(MISTAKES)
+    return [
+        {
+            "index": row["index"],
+            "picture": image.draw(test.inputs[row["index"]][None]),
+            "truth": classes[row["label"]],
+            "guess": classes[row["prediction"]],
+            "confidence": row["confidence"],
+        }
+        for row in worst.iter_rows(named=True)
+    ]
+
+
+def confused_pairs(predictions: pl.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
+    """Return the pairs of classes that are confused most, each with its mistakes and their share of the true class."""
+    total = pl.len().over("label")
+    pairs = (
+        predictions.with_columns(total=total)
+        .filter(pl.col("label") != pl.col("prediction"))
+        .group_by("label", "prediction")
+        .agg(images=pl.len(), share=pl.len() / pl.col("total").first())
+        .sort("images", "label", "prediction", descending=[True, False, False])
+    )
+    return [
+        {**row, "truth": classes[row["label"]], "guess": classes[row["prediction"]]}
+        for row in pairs.head(PAIRS).iter_rows(named=True)
+    ]
+
+
+def sample_examples(train: Split, classes: list[str]) -> list[dict[str, Any]]:
+    """Return the first training examples of each class, side by side in one picture."""
+    samples = []
+    for label, name in enumerate(classes):
+        rows = np.flatnonzero(train.labels == label)[:SAMPLES]
+        samples.append({"class": name, "images": len(rows), "picture": image.draw(train.inputs[rows])})
+    return samples
+
+
+def describe_splits(examples: pl.DataFrame) -> list[dict[str, Any]]:
+    """Return the size of each split, the number of examples of each class, and what its raw inputs are like."""
+    splits = []
+    for name in SPLITS:
+        split = examples.filter(split=name)
+        by_class = split.group_by("label").len().sort("label")["len"].to_list()
+        splits.append({"name": name, "images": split.height, "by_class": by_class, **image.summarize(split)})
+    return splits
+
+
+def describe_rules(schema: DataFrameSchema) -> list[str]:
+    """Return one line for each column of a schema, and one for each check of the whole table."""
+    lines = []
+    for name, column in schema.columns.items():
+        unique = ["unique"] if column.unique else []
+        lines.append(
+            f"{name}: {', '.join([str(column.dtype), *unique, *(str(check.error) for check in column.checks)])}"
+        )
+    return [*lines, *(str(check.error) for check in schema.checks or [])]
+
+
+def describe_files(dataset: str, spec: Spec, num_tested: int) -> list[dict[str, Any]]:
+    """Return every file between two stages with the rules that it was checked against."""
+    num_classes = len(spec.classes)
+    by_file = {
+        f"{layout.raw_folder(dataset)}: labels": raw_labels(num_classes),
+        str(layout.EXAMPLES): examples_schema(num_classes),
+        str(layout.HISTORY): schemas.history(),
+        str(layout.PREDICTIONS): schemas.predictions(num_classes, num_tested),
+        str(layout.PER_CLASS): schemas.per_class(),
+    }
+    arrays = f"{layout.NORMALIZED}/{{{','.join(SPLITS)}}}.npy"
+    shape = f"{spec.dtype} [rows of the table, {', '.join(map(str, spec.shape))}]"
+    return [
+        {"file": arrays, "rules": [shape]},
+        *({"file": file, "rules": describe_rules(schema)} for file, schema in by_file.items()),
+    ]
+
+
+def parity_rows(by_input: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the largest difference for each kind of input, which is described in words."""
+    words = {"all_0": "a black image", "all_255": "a white image", "noise": "images of random pixels"}
+    return [
+        (words.get(name) or f"test images in batches of {int(name.removeprefix('batch_')):,}", difference)
+        for name, difference in by_input.items()
+    ]
+
+
+def describe_settings(recipe: Recipe) -> dict[str, str]:
+    """Return the settings of a recipe, a line for each section."""
+    settings = recipe.model_dump()
+    return {
+        name: ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
+        for name, value in settings.items()
+    }
+
+
+def describe_threshold(manifest: Manifest, target: Unsure) -> str:
+    """Return the sentence about the target that set the confidence below which a prediction is unsure."""
+    if manifest.unsure_by == "risk":
+        return (
+            f"The target on risk decided the limit: it is the lowest at which at most {target.risk:.2%} of the sure"
+            f" validation images are labelled wrongly, and at least {target.coverage:.0%} of all are sure."
+        )
+    return (
+        f"The target on coverage decided the limit: it is the highest at which at least {target.coverage:.0%} of the"
+        f" validation images are sure; more than {target.risk:.2%} of these are labelled wrongly."
+    )

@@ -1,0 +1,142 @@
+"""Configure training; see the recipes, `train` and `machine` in params.yaml."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.core.config.section import BatchSize, NotNegative, Section, Share
+from stages.core.examples.config import Augmentation
+from stages.core.nets.config import NetConfig
+
+Epochs = Annotated[int, Field(gt=0, le=10**6)]
+Rate = Annotated[float, Field(gt=0, le=1000)]
+
+
+class CrossEntropy(Section):
+    """Choose cross-entropy as the loss."""
+
+    name: Literal["cross_entropy"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+
+
+class Mse(Section):
+    """Choose the mean squared error of the logits against 0 and 1 as the loss."""
+
+    name: Literal["mse"]
+
+
+class Sgd(Section):
+    """Choose stochastic gradient descent."""
+
+    name: Literal["sgd"]
+    lr: Rate
+    momentum: Annotated[float, Field(ge=0, lt=1)]
+    nesterov: bool
+    weight_decay: NotNegative  # L2: added to the gradient
+
+    @model_validator(mode="after")
+    def nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0")
+        return self
+
+
+class Adam(Section):
+    """Choose Adam (Kingma & Ba 2014, arXiv 1412.6980)."""
+
+    name: Literal["adam"]
+    lr: Rate
+    weight_decay: NotNegative  # L2: added to the gradient
+
+
+class AdamW(Section):
+    """Choose Adam with decoupled weight decay (Loshchilov & Hutter 2017, arXiv 1711.05101)."""
+
+    name: Literal["adamw"]
+    lr: Rate
+    weight_decay: NotNegative
+
+
+class Constant(Section):
+    """Choose a constant learning rate."""
+
+    name: Literal["constant"]
+
+
+class OneCycle(Section):
+    """Choose a rate that rises to the optimizer's lr, then falls to zero (Smith & Topin 2018, arXiv 1708.07120).
+
+    Adam's first beta moves the other way, from 0.95 to 0.85 and back.
+    """
+
+    name: Literal["one_cycle"]
+    warmup: Annotated[float, Field(gt=0, lt=1)]  # share of the steps in which the rate rises
+
+
+class Cosine(Section):
+    """Choose a rate that rises linearly to the optimizer's lr, then falls to zero along half a cosine.
+
+    Loshchilov & Hutter 2016, arXiv 1608.03983.
+    """
+
+    name: Literal["cosine"]
+    warmup: Annotated[float, Field(ge=0, lt=1)]  # share of the steps in which the rate rises
+
+
+Loss = Annotated[CrossEntropy | Mse, Field(discriminator="name")]
+Optimizer = Annotated[Sgd | Adam | AdamW, Field(discriminator="name")]
+Schedule = Annotated[Constant | OneCycle | Cosine, Field(discriminator="name")]
+
+
+class Regularization(Section):
+    """Regularize beyond dropout (of the model) and weight decay (of the optimizer); 0 turns one off."""
+
+    l1: NotNegative  # times the sum of absolute weights, added to the loss
+    ema: Annotated[float, Field(ge=0, lt=1)]  # decay per step of the weights' moving average, which becomes the model
+    patience: Annotated[int, Field(ge=0, le=10**6)]  # epochs without a lower validation loss that end the training run
+
+
+class Recipe(Section):
+    """Describe one way to train one network."""
+
+    model: NetConfig
+    loss: Loss
+    optimizer: Optimizer
+    schedule: Schedule
+    augmentation: Augmentation
+    regularization: Regularization
+    precision: Literal["auto", "float32", "bfloat16"]
+    batch_size: BatchSize  # If there are fewer training examples, all of them are one batch.
+    epochs: Epochs
+
+    @model_validator(mode="after")
+    def patience_needs_constant_rate(self) -> Self:
+        if self.regularization.patience and self.schedule.name != "constant":
+            raise ValueError(
+                f"regularization.patience ({self.regularization.patience}) would stop before schedule"
+                f" '{self.schedule.name}' has brought the rate down; allowed is patience 0 or schedule 'constant'"
+            )
+        return self
+
+
+class Unsure(Section):
+    """Set targets on the validation split for the confidence below which a prediction is unsure."""
+
+    risk: Share  # at most this share of the sure predictions may be wrong
+    coverage: Share  # but at least this share of all predictions must be sure, even if the risk is then higher
+
+
+class Train(Section):
+    """Configure stage `train`, for every recipe."""
+
+    unsure: Unsure
+
+
+class Machine(Section):
+    """Configure the machine, not the science: none of this is meant to change a result."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    processes: Annotated[int, Field(ge=1, le=1024)]  # on this machine; they share each batch
+    cuda_graph: bool  # on CUDA, in one process: record the kernels up to the gradients once, launch them together
+    # Modes of torch.compile, or none. It is not `off`, which DVC writes without quotes and YAML 1.1 reads as false.
+    compile: Literal["none", "default", "max-autotune-no-cudagraphs"]

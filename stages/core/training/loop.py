@@ -1,0 +1,144 @@
+"""Train for one epoch after another.
+
+Shape suffixes: N examples, S steps, K classes.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from stages.core.examples.augmentation import augment
+from stages.core.files.errors import UserError
+from stages.core.machine.device import autocast_dtype
+from stages.core.training.batches import Examples, batches
+from stages.core.training.config import Loss, Machine, Recipe
+from stages.core.training.cuda_graph import CudaGraph
+from stages.core.training.distributed import rank_and_world_size, sum_over_processes
+from stages.core.training.optimization import compute_loss, l1_norm
+from stages.core.training.progress import Row
+from stages.core.training.state import TrainState, moving_average_step
+
+EVAL_BATCH_SIZE = 1000
+
+
+def global_batch_size(recipe: Recipe, examples: int) -> int:
+    """Return the recipe's batch size, or the number of training examples if there are fewer."""
+    return min(recipe.batch_size, examples)
+
+
+def count_steps(recipe: Recipe, examples: int) -> int:
+    """Return the number of full batches in an epoch; the examples that are left over differ from epoch to epoch."""
+    return examples // global_batch_size(recipe, examples)
+
+
+def train_epochs(
+    state: TrainState,
+    recipe: Recipe,
+    train: Examples,
+    validation: Examples,
+    seed: int,
+    *,
+    machine: Machine,
+    first_epoch: int = 1,
+    on_step: Callable[[], object] = lambda: None,
+) -> Iterator[Row]:
+    """Train in place; yield the row of the history after each epoch, from `first_epoch` to the recipe's last.
+
+    The examples are on the model's device or in memory maps. Each epoch has its own random streams, so training may
+    resume at any epoch. The order and the augmentation of the examples do not depend on the number of processes.
+    """
+    rank, world_size = rank_and_world_size()
+    device = next(state.model.parameters()).device
+    batch_size, steps = global_batch_size(recipe, train.size), count_steps(recipe, train.size)
+    if batch_size % world_size:
+        raise UserError(f"{world_size} processes cannot share batches of {batch_size} examples equally")
+    own_size = batch_size // world_size
+
+    # The network as it is called: shared among processes, compiled, in the precision of the recipe.
+    dtype = autocast_dtype(recipe.precision, device)
+    autocast = torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+    network = DistributedDataParallel(state.model) if world_size > 1 else state.model
+    if machine.compile != "none":
+        network = torch.compile(network, mode=machine.compile)  # type: ignore[assignment]  # It is called the same way.
+
+    # Sums stay on the device: asking for a number at each step would wait for the step.
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    order_generator, augmentation_generator = torch.Generator("cpu"), torch.Generator(device)
+
+    def compute_gradients(inputs: Tensor, labels_N: Tensor) -> None:
+        """Run the step up to the gradients."""
+        state.optimizer.zero_grad()
+        # Augmentation is outside of autocast, because bfloat16 is too coarse for places in an image.
+        augmented = augment(inputs, recipe.augmentation, augmentation_generator, rank, world_size)
+        with autocast:
+            logits_NK = network(augmented)
+        loss = compute_loss(logits_NK.float(), labels_N, recipe.loss)
+        loss_sum.add_(loss.detach(), alpha=own_size)
+        correct.add_((logits_NK.detach().argmax(1) == labels_N).sum())
+        if recipe.regularization.l1:
+            loss = loss + recipe.regularization.l1 * l1_norm(state.model)
+        loss.backward()
+
+    if machine.cuda_graph and device.type == "cuda" and world_size == 1:
+        compute_gradients = CudaGraph(compute_gradients, augmentation_generator)  # type: ignore[assignment]
+    update_average: Callable[[], object] = lambda: None  # noqa: E731
+    if state.average:
+        update_average = moving_average_step(state.average, state.model, recipe.regularization.ema)
+
+    for epoch in range(first_epoch, recipe.epochs + 1):
+        order_generator.manual_seed(derive_seed("order", seed, epoch))
+        augmentation_generator.manual_seed(derive_seed("augmentation", seed, epoch))
+        torch.manual_seed(derive_seed("dropout", seed, epoch, rank))
+        order_SN = torch.randperm(train.size, generator=order_generator)[: steps * batch_size]
+        own_order_SN = order_SN.view(steps, world_size, own_size)[:, rank]
+        lr = float(state.schedule.get_last_lr()[0])
+        loss_sum.zero_()
+        correct.zero_()
+
+        network.train()
+        for inputs, labels_N in batches(train, own_order_SN, device):
+            compute_gradients(inputs, labels_N)
+            state.optimizer.step()
+            state.schedule.step()
+            update_average()
+            on_step()
+
+        train_loss, train_correct = sum_over_processes(loss_sum, correct)
+        with autocast:
+            validation_loss, validation_accuracy = evaluate_loss(state.best_model, validation, recipe.loss, device)
+        yield {
+            "epoch": epoch,
+            "train_loss": train_loss / order_SN.numel(),
+            "train_accuracy": train_correct / order_SN.numel(),
+            "validation_loss": validation_loss,
+            "validation_accuracy": validation_accuracy,
+            "lr": lr,
+        }
+
+
+def evaluate_loss(model: nn.Module, examples: Examples, loss: Loss, device: torch.device) -> tuple[float, float]:
+    """Return the mean loss and the accuracy on all examples, without augmentation and dropout."""
+    rank, world_size = rank_and_world_size()
+    model.eval()
+    if dist.is_initialized():
+        for statistics in model.buffers():  # Each process has its own; those of the first one are saved.
+            dist.broadcast(statistics, 0)
+    loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    with torch.inference_mode():
+        for start in range(rank * EVAL_BATCH_SIZE, examples.size, world_size * EVAL_BATCH_SIZE):
+            rows = slice(start, start + EVAL_BATCH_SIZE)
+            inputs, labels_N = examples.inputs[rows].to(device), examples.labels[rows].to(device)
+            logits_NK = model(inputs).float()
+            loss_sum += compute_loss(logits_NK, labels_N, loss) * len(labels_N)
+            correct += (logits_NK.argmax(1) == labels_N).sum()
+    loss_total, correct_total = sum_over_processes(loss_sum, correct)
+    return loss_total / examples.size, correct_total / examples.size
+
+
+def derive_seed(*name: object) -> int:
+    """Return the seed of the random stream of this name; PyTorch's generator on a CPU uses only 32 bits of a seed."""
+    return int.from_bytes(hashlib.sha256(repr(name).encode()).digest()[:4])

