@@ -2,6 +2,7 @@
 
 import ast
 import json
+from graphlib import TopologicalSorter
 from io import StringIO
 from pathlib import Path
 from textwrap import indent
@@ -10,32 +11,36 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
-from stages.normalize import NORMALIZED
+from stages.core.files.layout import NORMALIZED
 from tests.conftest import PROJECT, Clone, write_params
 from tests.faults.processes import contents
 
 STAGES = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
 
 
-def first_party_imports(module: Path) -> set[str]:
-    """The project's files that `module` imports, themselves and through each other."""
+def direct_imports(module: Path) -> set[str]:
+    """Return the project's files that `module` itself imports."""
     found: set[str] = set()
-    waiting = [module]
+    for node in ast.walk(ast.parse(module.read_text())):
+        match node:
+            case ast.ImportFrom(module=str(base), names=names):
+                candidates = [base, *(f"{base}.{alias.name}" for alias in names)]
+            case ast.Import(names=names):
+                candidates = [alias.name for alias in names]
+            case _:
+                continue
+        files = [f"{candidate.replace('.', '/')}.py" for candidate in candidates]
+        found.update(file for file in files if (PROJECT / file).is_file())
+    return found
+
+
+def first_party_imports(module: Path) -> set[str]:
+    """Return the project's files that `module` imports, itself and through each other, and the module."""
+    found: set[str] = set()
+    waiting = {module.relative_to(PROJECT).as_posix()}
     while waiting:
-        file = waiting.pop()
-        if (name := file.relative_to(PROJECT).as_posix()) in found:
-            continue
-        found.add(name)
-        for node in ast.walk(ast.parse(file.read_text())):
-            match node:
-                case ast.ImportFrom(module=str(base), names=names):
-                    candidates = [base, *(f"{base}.{alias.name}" for alias in names)]
-                case ast.Import(names=names):
-                    candidates = [alias.name for alias in names]
-                case _:
-                    continue
-            paths = (PROJECT / f"{candidate.replace('.', '/')}.py" for candidate in candidates)
-            waiting += [path for path in paths if path.is_file()]
+        found.add(name := waiting.pop())
+        waiting |= direct_imports(PROJECT / name) - found
     return found
 
 
@@ -47,8 +52,41 @@ def test_stages_of_dvc_are_the_modules() -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_every_import_of_a_stage_is_a_dep(name: str) -> None:
-    deps = {dep for dep in STAGES[name]["deps"] if dep.endswith(".py")}
-    assert deps == first_party_imports(PROJECT / "stages" / f"{name}.py")
+    """A dep is a module, or a package of which the stage imports at least one module."""
+    deps = [Path(dep) for dep in STAGES[name]["deps"] if dep.startswith("stages/")]
+    imported = {Path(module) for module in first_party_imports(PROJECT / "stages" / f"{name}.py")}
+    assert {module for module in imported if not any(module.is_relative_to(dep) for dep in deps)} == set()
+    assert [dep for dep in deps if not any(module.is_relative_to(dep) for module in imported)] == []
+
+
+# Each package may import those before it; the config sections are below all of them.
+LAYERS = ["files", "config", "machine", "examples", "data", "nets", "evaluation", "training", "deploy", "reporting"]
+
+
+def layer_of(module: str) -> int:
+    """Return the place of a module in the order of the layers."""
+    match module.removesuffix(".py").split("/"):
+        case ["stages", "core", "files", *_]:
+            return 0
+        case ["stages", "core", _, "config" | "section" | "spec"]:
+            return 1
+        case ["stages", "core", package, *_]:
+            return 1 + LAYERS.index(package)
+        case _:
+            return 1 + len(LAYERS)
+
+
+def test_no_module_imports_one_of_a_higher_layer() -> None:
+    for module in (PROJECT / "stages/core").glob("*/*.py"):
+        name = module.relative_to(PROJECT).as_posix()
+        above = {each for each in first_party_imports(module) if layer_of(each) > layer_of(name)}
+        assert not above, f"{name} imports {above}"
+
+
+def test_imports_have_no_cycle() -> None:
+    modules = [path for folder in ("stages", "flows", "serving") for path in (PROJECT / folder).rglob("*.py")]
+    graph = {path.relative_to(PROJECT).as_posix(): direct_imports(path) for path in modules}
+    TopologicalSorter(graph).prepare()
 
 
 def test_repro_runs_every_stage_once(undisturbed: Clone, repeated: Clone) -> None:

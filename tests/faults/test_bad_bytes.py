@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from stages.core.sums import FOLDER as SUMS  # FIXME
 
 from stages.core.files.atomic import remove
 from tests.faults.counts import LONG, DataLostError, Faults
@@ -93,9 +92,9 @@ def test_damaged_artifacts_are_refused(faults: Faults, copied: Path, maker: str,
 
 
 def refused(folder: Path, path: Path, maker: str) -> bool:
-    """Whether a stage refuses the file; none that takes it may make anything of it."""
+    """Return whether a stage refuses the file; none that takes it may write anything from it."""
     named = [str(path)]
-    if path.parent == SUMS:  # what is wrong then may seem to be the file that it tells of
+    if path.name == "SHA256SUMS" or path.suffix == ".sha256":  # The file that it lists may then seem to be wrong.
         named += contents(folder, *STAGES[maker].outputs)
     refusals = 0
     for reader in readers(path):

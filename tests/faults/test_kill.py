@@ -15,7 +15,7 @@ from subprocess import DEVNULL
 import psutil
 import pytest
 
-from stages.core import artifacts
+from stages.core.files import atomic
 from stages.core.files.atomic import remove, replacing
 from tests.conftest import Clone
 from tests.faults.conftest import check_same
@@ -33,9 +33,9 @@ SEED = 5
 
 def replace_forever(folder: Path, *, exchange: bool) -> None:
     """Replace the folder again and again, each time with one whose files all hold the next number."""
-    artifacts.flush = lambda *_: None  # Otherwise nearly every kill would hit a flush, not the replacement.
+    atomic.flush = lambda *_: None  # Otherwise nearly every kill would hit a flush, not the replacement.
     if not exchange:  # Some file systems cannot exchange folders.
-        artifacts.exchange = lambda *_: False
+        atomic.exchange = lambda *_: False
     for generation in count():
         with replacing(folder) as partial:
             partial.mkdir()
@@ -76,19 +76,24 @@ def started_outputs(folder: Path, stage: str) -> int:
 
 
 def check_whole(folder: Path, stage: str, undisturbed: dict[str, str]) -> None:
-    """Each output as it would be undisturbed, or not there at all; and a stage that needs a missing one refuses."""
+    """Check that each file is whole or missing, and that a stage that reads a missing one refuses to run."""
     outputs = STAGES[stage].outputs
-    for output in outputs:
-        found = contents(folder, output)
-        if found and found != {
-            name: digest for name, digest in undisturbed.items() if Path(name).is_relative_to(output)
-        }:
-            raise DataLostError(f"{output} is there, but not whole: {found}")
-    missing = [output for output in outputs if not (folder / output).exists()]
-    for reader in [name for name, other in STAGES.items() if set(other.inputs) & set(missing)][:1]:
+    found = contents(folder, *outputs)
+    if damaged := {name for name, checksum in found.items() if checksum != undisturbed.get(name)}:
+        raise DataLostError(f"these are there, but not whole: {damaged}")
+    for reader in readers_of(set(undisturbed) - set(found))[:1]:
         ended = run(folder, reader)
         assert ended.status == 1, ended.output
         assert any(str(output) in ended.output for output in outputs), ended.output
+
+
+def readers_of(files: set[str]) -> list[str]:
+    """Return the stages that read at least one of these files."""
+    return [
+        name
+        for name, stage in STAGES.items()
+        if any(Path(file).is_relative_to(given) for given in stage.inputs for file in files)
+    ]
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from stages import download
+from stages.core.data import sources
 from stages.core.data.idx import FILES
 from stages.core.files.errors import TemporaryError, UserError, reported
 from tests.conftest import write_params
@@ -341,7 +342,7 @@ def test_wheel(  # noqa: PLR0917  # pytest calls it
     content: bytes,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(download, "LONGEST_S", 60)  # for pip to start
+    monkeypatch.setattr(sources, "LONGEST_S", 60)  # for pip to start
     add_wheel(Path("wheels").absolute(), b"", monkeypatch)
     info = zipfile.ZipInfo(member)
     info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, mode << 16
@@ -359,7 +360,7 @@ def test_pip_that_never_ends(
     faults: Faults, params: dict[str, Any], server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PIP_INDEX_URL", f"http://user:s3cr3t@127.0.0.1:{server.server_port}/dripping")
-    monkeypatch.setattr(download, "LONGEST_S", 4)
+    monkeypatch.setattr(sources, "LONGEST_S", 4)
     set_sources(params, pip_source("0" * 64))
     with faults.tried("package index that never ends"), pytest.raises(TemporaryError, match="not ended within 4 s"):
         download.main()

@@ -10,19 +10,17 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from stages.core.schemas import normalized
-from stages.core.tensors import read_tensors  # FIXME
-from tensordict import NonTensorData, TensorDict
 
 from stages.core.config.params import load_params
 from stages.core.deploy.onnx_model import OnnxModel
+from stages.core.files.arrays import map_array
 from stages.core.files.errors import UserError, redacted
 from tests.conftest import PROJECT, Clone, write_params
-from tests.core.test_onnx_model import ours
+from tests.core.deploy.test_onnx_model import ours
 from tests.faults.counts import Faults
 from tests.faults.test_bad_input import fuzzed
 from tests.test_download import Trap
@@ -30,7 +28,6 @@ from tests.test_download import Trap
 # what can run code that it finds in data, and by which argument it does not
 LOADERS = {
     "torch.load": ("weights_only", True),
-    "load_memmap": ("allow_pickle", False),
 }
 FORBIDDEN = {
     "eval",
@@ -65,20 +62,17 @@ def test_no_loader_runs_code() -> None:
                     safe = [keyword for keyword in call.keywords if keyword.arg == argument]
                     assert [ast.literal_eval(keyword.value) for keyword in safe] == [value], f"{module}:{call.lineno}"
                     seen.add(loader)
-    assert pickles == ["stages/download.py"]
+    assert pickles == ["stages/core/data/sources.py"]
     assert seen == set(LOADERS)
 
 
-@pytest.mark.filterwarnings("ignore:.*pickle")
-def test_a_pickle_in_a_memory_map(faults: Faults, tmp_path: Path) -> None:
-    marker, folder = tmp_path / "marker", tmp_path / "train"
-    data = TensorDict({"image": torch.zeros(2, 1, 2, 2)}, batch_size=[2])
-    data["label"] = NonTensorData(Trap(marker), batch_size=[2])
-    data.memmap(str(folder))
-    with faults.tried("pickle among tensors"), pytest.raises(UserError, match="is damaged: Refusing to load pickled"):
-        read_tensors(folder, normalized(2, 0.5, 0.5))
+def test_a_pickle_in_an_array(faults: Faults, tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "train.npy"
+    np.save(path, np.array([Trap(marker)], dtype=object), allow_pickle=True)
+    with faults.tried("pickle among tensors"), pytest.raises(UserError, match=r"train\.npy is damaged: "):
+        map_array(path, (1,), np.uint8)
     assert not marker.exists()
-    TensorDict.load_memmap(str(folder), allow_pickle=True)
+    np.load(path, allow_pickle=True)
     assert marker.exists(), "the trap itself does not work"
 
 

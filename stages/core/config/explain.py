@@ -27,6 +27,8 @@ def explain(detail: Any, content: Any, merged: Any) -> str:
         keys = ["recipe_defaults", *keys[2:]]
     field = ".".join(keys) or "the file"
     match detail["type"]:
+        case "missing" if keys[:1] == ["recipes"] and len(keys) > 2:
+            return f"  {field}: is missing, and recipe_defaults does not state it"
         case "missing":
             return f"  {field}: is missing"
         case "value_error":  # of several values together

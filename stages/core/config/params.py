@@ -27,6 +27,7 @@ DEFAULTS = "recipe_defaults"
 class Params(Section):
     """Hold all settings. Recipes are complete: what they leave out comes from `recipe_defaults`."""
 
+    recipe_defaults: dict[str, Any]  # Its values are validated as part of the recipes.
     recipe: Name
     dataset: Name
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -80,8 +81,8 @@ def with_complete_recipes(content: Any) -> Any:
     A recipe's section takes over the default's keys, unless its `name` says that it is a section of another kind.
     """
     match content:
-        case {"recipe_defaults": dict(defaults), "recipes": dict(recipes), **others}:
-            return {**others, "recipes": {name: with_defaults(recipe, defaults) for name, recipe in recipes.items()}}
+        case {"recipe_defaults": dict(defaults), "recipes": dict(recipes)}:
+            return {**content, "recipes": {name: with_defaults(recipe, defaults) for name, recipe in recipes.items()}}
         case _:
             return content
 

@@ -12,8 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import psutil
-
+from stages import STARTED
 from stages.core.files.atomic import replacing
 from stages.core.files.errors import UserError
 from stages.core.files.exclusive import is_main_process
@@ -86,11 +85,11 @@ class Outputs(NamedTuple):
         return f"remove it and `dvc checkout {path}` brings it back, or {again}"
 
     def note_time(self) -> None:
-        """Note the seconds since this process started, imports included.
+        """Note the seconds since this process began to import the stage.
 
         A time never repeats, so it is not an output, and no stage depends on it.
         """
-        seconds = time.time() - psutil.Process().create_time()
+        seconds = time.time() - STARTED
         note = {"seconds": round(seconds, 1), "wrote": self.digest()}
         with suppress(OSError):  # The outputs are complete, with or without this note.
             TIMES.mkdir(parents=True, exist_ok=True)

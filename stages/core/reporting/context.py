@@ -17,7 +17,6 @@ from stages.core.examples import image
 from stages.core.examples.spec import Spec
 from stages.core.files import layout, schemas
 from stages.core.nets.manifest import Manifest
-from stages.core.reporting import charts
 from stages.core.reporting.headline import HEADLINE, format_headline, read_baseline
 from stages.core.reporting.local import LATENCY_RUNS, STAGES
 from stages.core.training.config import Recipe, Unsure
@@ -60,6 +59,8 @@ def shared_context(run: Run) -> dict[str, Any]:
 
 def page_context(run: Run) -> dict[str, Any]:
     """Return what only the page shows: charts, pictures, tables of details."""
+    from stages.core.reporting import charts  # noqa: PLC0415  # Importing altair takes half a second.
+
     classes = run.manifest.spec.classes
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     assert "</script" not in library
