@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from copy import deepcopy
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,7 @@ def server(tiny_idx: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"STALLED_S": 0.5, "LONGEST_S": 3, "MAX_BYTES": MEBIBYTE, "MAX_MEMBER_BYTES": MEBIBYTE}.items():
-        monkeypatch.setattr(download, name, value)
+        monkeypatch.setattr(sources, name, value)
 
 
 FAULTY = {  # whether another try may help, and what the message says
@@ -290,9 +291,8 @@ def test_user_and_password_from_netrc(
 
 
 def test_no_source_without_a_hash(faults: Faults, workspace: Path, params: dict[str, Any]) -> None:
-    for field in FILES:
+    for split, kind in product(FILES, ("images", "labels")):
         with faults.tried("data set without a sha256"):
-            split, kind = field.split("_")
             left = deepcopy(params)
             del left["datasets"]["tiny"]["sha256"][split][kind]
             write_params(left, workspace)
