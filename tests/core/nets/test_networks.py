@@ -42,7 +42,7 @@ def count_parameters(model: nn.Module) -> int:
         (mlp(128, 64), (1, 28, 28), 10, 109_386),
         (mlp(), (1, 28, 28), 10, 784 * 10 + 10),
         (mlp(7), (3, 4, 5), 2, 60 * 7 + 7 + 7 * 2 + 2),
-        # Each block has the kernel's weights, and weight and bias of the norm. At the end there are 8 channels of 10x10.
+        # A block has the kernel's weights, and weight and bias of the norm. The last one has 8 channels of 10x10.
         (convnet([4], [8]), (1, 28, 28), 10, (25 * 4 + 2 * 4) + (9 * 4 * 8 + 2 * 8) + (8 * 10 * 10 * 10 + 10)),
         (convnet([24], [48], [96]), (1, 28, 28), 10, 61_426),
         (convnet([4], [8], stem="stride"), (1, 28, 28), 10, 25 * 4 + 2 * 4 + 9 * 4 * 8 + 2 * 8 + 8 * 10 * 10 * 10 + 10),
@@ -51,7 +51,7 @@ def count_parameters(model: nn.Module) -> int:
         # Each of the four or three gates has weights of the row and of the state, and two biases.
         (LSTM, (1, 28, 28), 10, 4 * 6 * (28 + 6 + 2) + 6 * 10 + 10),
         (GRU, (1, 28, 28), 10, 3 * 6 * (28 + 6 + 2) + 3 * 6 * (6 + 6 + 2) + 6 * 10 + 10),
-        # There are patches, class token and places, then attention, two linear layers and two norms, a norm and the head.
+        # First patches, class token and places; then attention, two linear layers and two norms; a norm and the head.
         (TRANSFORMER, (1, 28, 28), 10,
          (16 * 8 + 8) + 8 + 50 * 8 + (4 * (8 * 8 + 8) + (8 * 32 + 32) + (32 * 8 + 8) + 4 * 8) + 2 * 8 + 8 * 10 + 10),
         (WAVENET, (1, 28, 28), 10, (2 * 4 + 4) + 3 * ((2 * 4 * 8 + 8) + (4 * 8 + 8)) + (4 * 4 + 4) + (4 * 10 + 10)),
