@@ -30,16 +30,8 @@ PNGS = 10_000
 def predict(given: Path, output: Path) -> tuple[float, int]:
     """Return the seconds and the peak memory in bytes (RSS, sampled 20 times a second) of the command as a process."""
     started, peak = time.perf_counter(), 0
-    command = [
-        sys.executable,
-        "-m",
-        "flows.predict",
-        str(given),
-        "--model",
-        str(PROJECT / ONNX),
-        "--output",
-        str(output),
-    ]
+    options = ["--model", str(PROJECT / ONNX), "--output", str(output)]
+    command = [sys.executable, "-m", "flows.predict", str(given), *options]
     with psutil.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             with suppress(psutil.NoSuchProcess):

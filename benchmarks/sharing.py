@@ -2,7 +2,8 @@
 
 Recipe `article`, whose steps are the shortest, trains in a fresh process. After a third of its epochs, busy processes
 start, one for every two cores; after the second third, they are killed. The recipe trains once as the stage does, with
-waits that are shortened while others need the cores (`stages.core.machine.threads`), and once with long waits throughout.
+waits that are shortened while others need the cores (`stages.core.machine.threads`), and once with long waits
+throughout.
 """
 
 import os
@@ -57,8 +58,8 @@ def main() -> None:
     head = ["waits", "alone, s an epoch", "beside the competitor", "alone again", "three epochs beside / alone"]
     text = [
         f"Recipe `article`, {COMPETITORS} busy process{'es' if COMPETITORS > 1 else ''} beside it on {os.cpu_count()}"
-        f" cores from epoch {EPOCHS + 1} to {2 * EPOCHS}; {len(results['follow'])} runs of each kind, in turn, each in a fresh"
-        " process; the median of three epochs, and of those over the runs the median (smallest to largest).",
+        f" cores from epoch {EPOCHS + 1} to {2 * EPOCHS}; {len(results['follow'])} runs of each kind, in turn, each in"
+        " a fresh process; the median of three epochs, and of those over the runs the median (smallest to largest).",
         table(head, rows),
     ]
     write("sharing", "A training run and a competitor for its cores", ("torch",), text, results)
