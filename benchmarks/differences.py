@@ -1,7 +1,7 @@
-"""How much a model differs where its sums are added up otherwise: `python -m benchmarks.differences`.
+"""Measure how much a model differs if its sums are added up in another order: `python -m benchmarks.differences`.
 
 Writes benchmarks/differences.md. Recipe `convnet` is trained by stage `train` under each of the conditions below and
-compared with the first training; another seed, last, is there for scale.
+compared with the first run; another seed, last, is there for scale.
 """
 
 import os
@@ -10,15 +10,19 @@ import sys
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDict
 
 from benchmarks.recipes import ready_to_train
-from benchmarks.report import PROJECT, table, write
+from benchmarks.report import table, write
+from benchmarks.training import load_data
 from stages.core.config.params import PARAMS, override_params
 from stages.core.evaluation.inference import infer
+from stages.core.files.layout import MODEL
 from stages.core.nets.checkpoint import load_model
+from stages.core.training.batches import Examples
 
 OLD_PROCESSOR = {"ONEDNN_MAX_CPU_ISA": "SSE41", "ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
+
+CPU = torch.device("cpu")
 
 
 class Condition(NamedTuple):
@@ -31,7 +35,7 @@ CONDITIONS = {
     "the same again": Condition({}, {}),
     "one thread": Condition({}, {"OMP_NUM_THREADS": "1"}),
     "kernels of an older processor (SSE 4)": Condition({}, OLD_PROCESSOR),
-    "two processes": Condition({"train.processes": 2}, {}),
+    "two processes": Condition({"machine.processes": 2}, {}),
     "bfloat16": Condition({"recipes.convnet.precision": "bfloat16"}, {}),
     "another seed": Condition({"seed": 2}, {}),
 }
@@ -42,20 +46,20 @@ class Trained(NamedTuple):
     logits: torch.Tensor  # float32 [test images, classes]
 
 
-def train_under(condition: Condition, test: TensorDict) -> Trained:
+def train_under(condition: Condition, test: Examples) -> Trained:
+    """Return what stage `train` makes under this condition."""
     with ready_to_train() as folder:
-        knobs = {"recipe": "convnet", "recipes.convnet.precision": "float32", "device": "cpu"}
+        knobs = {"recipe": "convnet", "recipes.convnet.precision": "float32", "machine.device": "cpu"}
         override_params(folder / PARAMS, knobs | condition.knobs)
         environment = os.environ | condition.environment
         subprocess.run([sys.executable, "-m", "stages.train"], cwd=folder, env=environment, check=True)
-        model, _ = load_model(folder / "artifacts/model/model.pt")
+        model, _ = load_model(folder / MODEL)
     weights = torch.cat([weight.detach().flatten() for weight in model.parameters()])
-    return Trained(weights, infer(model, test, torch.device("cpu"), 1000))
+    return Trained(weights, infer(model, test.inputs, CPU, 1000))
 
 
 def main() -> None:
-    test = TensorDict.load_memmap(str(PROJECT / "artifacts/normalized/test"))
-    labels_N = test["label"]
+    test = load_data(CPU).test
     results: dict[str, dict[str, float]] = {}
     first: Trained | None = None
     for name, condition in CONDITIONS.items():
@@ -67,14 +71,14 @@ def main() -> None:
             "weights": (trained.weights - first.weights).abs().max().item(),
             "logits": (trained.logits - first.logits).abs().max().item(),
             "labels": (guesses_N != firsts_N).sum().item(),
-            "accuracy": (guesses_N == labels_N).double().mean().item(),
+            "accuracy": (guesses_N == test.labels).double().mean().item(),
         }
     rows = [
         [name, f"{run['weights']:.1g}", f"{run['logits']:.1g}", f"{run['labels']:.0f}", f"{run['accuracy']:.2%}"]
         for name, run in results.items()
     ]
     head = ["condition", "weights: largest difference", "logits: largest difference",
-            f"other labels, of {len(test):,}", "test accuracy"]  # fmt: skip
+            f"other labels, of {test.size:,}", "test accuracy"]  # fmt: skip
     text = [
         "Recipe `convnet` on MNIST, float32 on this processor, one run each, compared with the first row. The older"
         f" processor is this one with {', '.join(f'`{name}={value}`' for name, value in OLD_PROCESSOR.items())}.",

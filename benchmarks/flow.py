@@ -1,4 +1,4 @@
-"""What the flow costs over bare `dvc repro`, side by side: `python -m benchmarks.flow` writes benchmarks/flow.md.
+"""Measure what the flow costs over `dvc repro`, side by side: `python -m benchmarks.flow` writes benchmarks/flow.md.
 
 Two small DVC projects are made in a temporary folder, against a Prefect server that is up. Each figure is the wall time
 of a whole process, the two commands in turn.
@@ -33,7 +33,7 @@ stages:
 
 @contextmanager
 def server(home: Path) -> Iterator[dict[str, str]]:
-    """A Prefect server that is up, as the environment of its clients."""
+    """Run a Prefect server; yield the environment of its clients when it is up."""
     port = 4257
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
@@ -71,7 +71,7 @@ def seconds(command: list[str], folder: Path, env: dict[str, str]) -> float:
 
 
 def pairs(runs: int, folder: Path, env: dict[str, str], *options: str) -> dict[str, list[float]]:
-    """Wall seconds of the flow's process, of the flow run in it and of dvc repro, `runs` times in turn."""
+    """Return the wall seconds of the flow's process, of the flow run in it and of dvc repro, `runs` times in turn."""
     times: dict[str, list[float]] = {"flow": [], "flow run": [], "dvc repro": []}
     for _ in range(runs):
         times["flow"].append(seconds([*FLOW, *options], folder, env))
@@ -82,7 +82,7 @@ def pairs(runs: int, folder: Path, env: dict[str, str], *options: str) -> dict[s
 
 
 def last_run_seconds(api: str) -> float:
-    """From its start to its end, as the server has it."""
+    """Return the seconds from the start of the last flow run to its end, as the server has them."""
     (run,) = httpx.post(f"{api}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 1}).json()
     return float(run["total_run_time"])
 

@@ -1,4 +1,4 @@
-"""ONNX Runtime against PyTorch for the same exported function: `python -m benchmarks.inference` writes inference.md.
+"""Compare ONNX Runtime with PyTorch for the exported function: `python -m benchmarks.inference` writes inference.md.
 
 Raw pixels in, logits and probabilities out, on the CPU. Batch 1: median and 99th percentile of single calls. Batch 256:
 images a second. The contenders take turns in every round, in one process for each number of threads.
@@ -20,25 +20,26 @@ import torch
 
 from benchmarks.report import PROJECT, table, write
 from stages.core.config.params import PARAMS, load_params
+from stages.core.examples.spec import Spec
+from stages.core.nets.checkpoint import build_calibrated
 from stages.core.nets.manifest import Manifest
-from stages.core.nets.registry import build_model
-from stages.export import Deployed, to_onnx
+from stages.export import WithProbabilities, to_onnx
 
 RECIPES = ("article", "convnet")
 ROUNDS = 5
 
 
 def contenders(recipe: str, batch: int, threads: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """Calls that compute one batch, by name; the weights are fresh, for time does not depend on them."""
+    """Return calls that compute one batch, by name. The weights are fresh, because the time does not depend on them."""
     knobs = load_params(PROJECT / PARAMS)
     torch.manual_seed(1)
     settings, classes = knobs.recipes[recipe], knobs.datasets["mnist"].classes
+    spec = Spec(kind="image", shape=(1, 28, 28), dtype="uint8", classes=classes, mean=0.5, std=0.5, centre_ink=True)
     manifest = Manifest(
-        format=3, recipe=recipe, settings=settings, dataset="mnist", classes=classes, image_shape=(1, 28, 28),
-        centre_ink=True, mean=0.5, std=0.5, data_sha256="0" * 64, trained_on="nothing", epoch=1, temperature=1.0,
-        unsure_below=0.5, unsure_by="risk",
+        format=4, recipe=recipe, settings=settings, dataset="mnist", spec=spec, data_sha256="0" * 64,
+        environment="nothing", epoch=1, weights=0, temperature=1.0, unsure_below=0.5, unsure_by="risk",
     )  # fmt: skip
-    model = build_model(settings.model, (1, 28, 28), len(classes)).eval()
+    model = build_calibrated(manifest).eval()
     path = folder / f"{recipe}.onnx"
     path.write_bytes(to_onnx(model, manifest, knobs.export.opset).SerializeToString())
     options = onnxruntime.SessionOptions()
@@ -51,8 +52,8 @@ def contenders(recipe: str, batch: int, threads: int, folder: Path) -> dict[str,
     for name in ("logits", "probabilities"):
         output = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((batch, len(classes)), np.float32))
         binding.bind_ortvalue_output(name, output)
-    eager, tensor = Deployed(model, 0.5, 0.5).eval(), torch.from_numpy(pixels)
-    compiled = torch.compile(Deployed(model, 0.5, 0.5).eval())
+    eager, tensor = WithProbabilities(model).eval(), torch.from_numpy(pixels)
+    compiled = torch.compile(WithProbabilities(model).eval())
 
     def run_torch(module: Callable[[torch.Tensor], object]) -> Callable[[], object]:
         def call() -> object:
@@ -70,7 +71,7 @@ def contenders(recipe: str, batch: int, threads: int, folder: Path) -> dict[str,
 
 
 def measure(threads: int) -> dict[str, dict[str, dict[str, float]]]:
-    """By recipe and contender: p50_us, p99_us and images_per_second."""
+    """Return p50_us, p99_us and images_per_second by recipe and contender."""
     torch.set_num_threads(threads)
     results: dict[str, dict[str, dict[str, float]]] = {}
     with TemporaryDirectory() as folder:
@@ -83,7 +84,7 @@ def measure(threads: int) -> dict[str, dict[str, dict[str, float]]]:
                         for _ in range(calls):
                             started = time.perf_counter()
                             call()
-                            if turn:  # the first one warms up
+                            if turn:  # The first one warms up.
                                 times.setdefault((name, batch), []).append(time.perf_counter() - started)
             results[recipe] = {
                 name: {
@@ -98,7 +99,7 @@ def measure(threads: int) -> dict[str, dict[str, dict[str, float]]]:
 
 def main() -> None:
     parser = ArgumentParser("python -m benchmarks.inference", description=__doc__)
-    parser.add_argument("--threads", type=int, help="measure here with so many; the figures as JSON")
+    parser.add_argument("--threads", type=int, help="measure here with so many; print the figures as JSON")
     if threads := parser.parse_args().threads:
         print(json.dumps(measure(threads)))
         return

@@ -1,4 +1,4 @@
-"""The least memory with which each stage passes on the real data: `python -m benchmarks.least_memory`.
+"""Find the least memory with which each stage passes on the real data: `python -m benchmarks.least_memory`.
 
 Writes benchmarks/least_memory.md. Each stage runs by `dvc repro` in a checkout of the committed revision, under a limit
 that is raised until it passes. Needs Linux and the right to make a control group (root, mostly).
@@ -29,7 +29,7 @@ class Passed(NamedTuple):
 
 
 def run(folder: Path, stage: str, limit: int) -> bool:
-    """Whether the stage, with the `dvc repro` that runs it, passes with so many bytes of memory."""
+    """Return whether the stage, with the `dvc repro` that runs it, passes with so many bytes of memory."""
     with control_group(limit) as group:
         inside = f"echo $$ > {group.procs} && exec {sys.executable} -m dvc repro --force --single-item {stage}"
         log = folder / "least_memory.log"
@@ -40,7 +40,7 @@ def run(folder: Path, stage: str, limit: int) -> bool:
             ) as process,
         ):
             status = process.wait()
-            with suppress(ProcessLookupError):  # where the kernel has killed dvc, its stage is left
+            with suppress(ProcessLookupError):  # If the kernel has killed dvc, its stage is left.
                 os.killpg(process.pid, signal.SIGKILL)
         while group.procs.read_text():
             time.sleep(0.1)
@@ -52,7 +52,7 @@ def run(folder: Path, stage: str, limit: int) -> bool:
 def least(folder: Path, stage: str) -> Passed:
     limit = FIRST
     while True:
-        remove(folder / "artifacts/checkpoints")  # the next try does not go on where this one was killed
+        remove(folder / "artifacts/checkpoints")  # Otherwise the next try would resume this one.
         started = time.perf_counter()
         if run(folder, stage, limit):
             return Passed(limit, time.perf_counter() - started)
@@ -62,7 +62,7 @@ def least(folder: Path, stage: str) -> Passed:
 def main() -> None:
     with isolated(PROJECT, "least_memory") as folder:
         recipe = load_params(folder / PARAMS).recipe
-        override_params(folder / PARAMS, {f"recipes.{recipe}.epochs": 1})  # another one takes no other memory
+        override_params(folder / PARAMS, {f"recipes.{recipe}.epochs": 1})  # Other epochs take the same memory.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         needs: dict[str, Passed] = {}
         for stage in read_graph(folder):

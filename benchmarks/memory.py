@@ -1,7 +1,7 @@
-"""Stage `train` under a memory limit, on made-up data ten times as large: `python -m benchmarks.memory`.
+"""Train under a memory limit on made-up data that are ten times as large: `python -m benchmarks.memory`.
 
 Writes benchmarks/memory.md. Needs Linux and the right to make a control group (root, mostly); the limit counts the
-process's own memory and the pages of files that it has in the page cache.
+process's own memory and the pages of its files in the page cache.
 """
 
 import os
@@ -16,20 +16,26 @@ from pathlib import Path
 from shutil import copy, copytree
 from typing import NamedTuple
 
-import torch
-from stages.core.sums import record  # FIXME
-from tensordict import TensorDict
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
 
 from benchmarks.report import PROJECT, table, write
-from stages import train
 from stages.core.config.params import PARAMS, override_params
+from stages.core.data.schemas import examples
+from stages.core.data.splits import write_spec
+from stages.core.examples.image import specify
+from stages.core.files.arrays import write_array
+from stages.core.files.layout import EXAMPLES, NORMALIZE, NORMALIZED, split_array
+from stages.core.files.tables import write_table
 
 SIDE, PART = 112, 1000
-IMAGE_BYTES = 4 * SIDE**2
+IMAGE_BYTES = SIDE**2
+CLASSES = [str(label) for label in range(10)]
 
 
 class Group(NamedTuple):
-    """A control group's files."""
+    """Hold the paths of a control group's files."""
 
     procs: Path
     limit: Path
@@ -38,7 +44,7 @@ class Group(NamedTuple):
 
 @contextmanager
 def control_group(limit: int) -> Iterator[Group]:
-    """A memory control group of version 2 or 1."""
+    """Yield a memory control group, of version 2 or 1."""
     root = Path("/sys/fs/cgroup")
     first = (root / "memory").is_dir()
     folder = root / ("memory" if first else "") / f"vision-pipeline-{os.getpid()}"
@@ -52,24 +58,41 @@ def control_group(limit: int) -> Iterator[Group]:
         folder.rmdir()
 
 
-def make_up(folder: Path, split: str, count: int) -> None:
-    """Bright squares whose place tells the class, on noise, as a split of normalized images."""
-    data = TensorDict(batch_size=[count]).memmap_(str(folder / train.NORMALIZED / split))
-    data.make_memmap_from_tensor("label", torch.arange(count) % 10)
-    data.make_memmap_from_tensor("id", torch.arange(count) + (10**9 if split == "validation" else 0))
-    images_NCHW = data.make_memmap("image", torch.Size((count, 1, SIDE, SIDE)), dtype=torch.float32)
-    generator = torch.Generator().manual_seed(1)
+def make_up(counts: dict[str, int]) -> None:
+    """Write what stage `normalize` writes, with so many made-up images in each split."""
+    NORMALIZED.mkdir(parents=True)
+    spec = specify((1, SIDE, SIDE), CLASSES, 0.5, 0.5, centre_ink=False)
+    write_spec(spec, NORMALIZED)
+    for seed, (split, count) in enumerate(counts.items()):
+        write_array(split_array(split), (count, *spec.shape), spec.dtype, draw(count, seed))
+    ids = range(sum(counts.values()))
+    columns = {
+        "id": ids,
+        "split": [split for split, count in counts.items() for _ in range(count)],
+        "label": [index % len(CLASSES) for count in counts.values() for index in range(count)],
+        "file": pl.repeat("made up", len(ids), eager=True),
+        "sha256": [f"{number:064x}" for number in ids],
+        "pixel_mean": pl.repeat(64, len(ids), dtype=pl.Float32, eager=True),
+        "pixel_std": pl.repeat(64, len(ids), dtype=pl.Float32, eager=True),
+    }
+    write_table(pl.DataFrame(columns), EXAMPLES, examples(len(CLASSES)))
+
+
+def draw(count: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield so many images [N, 1, H, W], in parts: on noise, a bright square whose place tells the class."""
+    generator = np.random.default_rng(seed)
     for start in range(0, count, PART):
-        images = torch.rand((min(PART, count - start), 1, SIDE, SIDE), generator=generator) - 1
-        for index, image in enumerate(images):
-            place = 11 * ((start + index) % 10)
-            image[0, place : place + 11, 40:80] += 1
-        images_NCHW[start : start + PART] = images
+        size = min(PART, count - start)
+        images_NCHW = generator.integers(128, size=(size, 1, SIDE, SIDE), dtype=np.uint8)
+        for index, image in enumerate(images_NCHW):
+            place = 11 * ((start + index) % len(CLASSES))
+            image[0, place : place + 11, 40:80] += 127
+        yield images_NCHW
 
 
 def forget_pages(folder: Path) -> None:
-    """Out of the page cache with the files, so that reading them counts for who reads them."""
-    for path in folder.rglob("*.memmap"):
+    """Take the files out of the page cache, so that reading them counts for the process that reads them."""
+    for path in folder.rglob("*.npy"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -88,12 +111,11 @@ def main() -> None:
         copy(PROJECT / PARAMS, folder)
         settings = {"model.hidden": [32], "epochs": 1, "optimizer.lr": 0.01}
         changes = {f"recipes.article.{field}": value for field, value in settings.items()}
-        override_params(folder / PARAMS, {"recipe": "article", "device": "cpu", **changes})
+        override_params(folder / PARAMS, {"recipe": "article", "machine.device": "cpu", **changes})
         print(f"making up {count:,} images of {SIDE}x{SIDE}, {count * IMAGE_BYTES / 1e9:.1f} GB", flush=True)
-        make_up(folder, "train", count)
-        make_up(folder, "validation", 1000)
         with chdir(folder):
-            record("normalize", train.NORMALIZED)
+            make_up({"train": count, "validation": 1000, "test": len(CLASSES)})
+            NORMALIZE.record(NORMALIZED)
         forget_pages(folder)
         inside = f"echo $$ > {group.procs} && exec {sys.executable} -m stages.train"
         started = time.perf_counter()
@@ -102,11 +124,11 @@ def main() -> None:
     results = {"limit_bytes": limit, "data_bytes": count * IMAGE_BYTES, "peak_bytes": peak, "seconds": seconds}
     cells = [f"{results[name] / 1e9:.2f}" for name in ("data_bytes", "limit_bytes", "peak_bytes")]
     text = [
-        "Stage `train`, an MLP, one epoch, with all checks and the sums of the data, in a control group that counts the"
-        " process and its files' pages.",
+        "Stage `train`, an MLP, one epoch, with all checks and the checksums of the data, in a control group that"
+        " counts the process and its files' pages.",
         table(["data, GB", "memory limit, GB", "peak, GB", "seconds"], [[*cells, f"{seconds:.0f}"]]),
     ]
-    write("memory", "Data ten times the size of memory", ("torch", "tensordict"), text, results)
+    write("memory", "Data ten times the size of memory", ("torch", "numpy"), text, results)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,29 @@
-"""What each means against overfitting does where images are few: `python -m benchmarks.overfitting`.
+"""Measure what each means against overfitting does with few images: `python -m benchmarks.overfitting`.
 
 Writes benchmarks/overfitting.md. Recipe `convnet` learns 1,000 images without any of them, then with one at a time.
 """
 
 import copy
 from argparse import ArgumentParser
-from collections.abc import Mapping
 from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import torch
-from tensordict import TensorDict
 
-from benchmarks.report import PROJECT, table, write
-from benchmarks.training import UNMOVED, begin, changed, load_splits
-from stages import train
-from stages.core import params
-from stages.core.config.params import PARAMS
+from benchmarks.report import table, write
+from benchmarks.training import UNMOVED, Data, begin, changed, load_data, project_params, run_epochs, take
 from stages.core.machine.device import pick_device
 from stages.core.training.config import Recipe
+from stages.core.training.loop import evaluate_loss
+from stages.core.training.progress import Row
+from stages.train import best_row, is_finished
 
 IMAGES = 1000  # to learn, and as many to validate on
 NONE = {
     "loss.label_smoothing": 0.0,
     "optimizer.lr": 0.003,
     "optimizer.weight_decay": 0.0,
-    "schedule": {"name": "constant"},  # the one that early stopping allows
+    "schedule": {"name": "constant"},  # Early stopping allows no other.
     "model.dropout": 0.0,
     "regularization.l1": 0.0,
     "regularization.ema": 0.0,
@@ -57,18 +55,18 @@ class Outcome(NamedTuple):
     epochs: int
 
 
-def run(recipe: Recipe, data: Mapping[str, TensorDict], device: torch.device, seed: int) -> Outcome:
+def run(recipe: Recipe, data: Data, device: torch.device, seed: int) -> Outcome:
     """Train as stage `train` does, and test the last epoch and the one that it would keep."""
-    training = begin(recipe, device, seed, IMAGES)
-    epochs = train.fit(training, recipe, data["train"], data["validation"], seed)
-    rows: list[dict[str, float]] = []
-    best = copy.deepcopy(training.result)
-    while not train.is_over(rows, recipe):
+    state = begin(recipe, data, device, seed)
+    epochs = run_epochs(state, recipe, data, seed)
+    rows: list[Row] = []
+    best = copy.deepcopy(state.best_model)
+    while not is_finished(rows, recipe):
         rows.append(row := next(epochs))
-        if train.best_of(rows) is row:
-            best.load_state_dict(training.result.state_dict())
+        if best_row(rows) is row:
+            best.load_state_dict(state.best_model.state_dict())
     last_accuracy, kept_accuracy = (
-        train.assess(one, data["test"], recipe.loss, device)[1] for one in (training.result, best)
+        evaluate_loss(model, data.test, recipe.loss, device)[1] for model in (state.best_model, best)
     )
     return Outcome(last_accuracy, kept_accuracy, rows[-1]["train_accuracy"], len(rows))
 
@@ -79,14 +77,14 @@ def main() -> None:
     if (count := parser.parse_args().seeds) < 2:
         parser.error("--seeds: two at least, for their spread")
     seeds = range(1, count + 1)
-    device = pick_device(params.load_params(PROJECT / PARAMS).device)
-    data = load_splits(device)
-    data["validation"] = data["validation"][:IMAGES]
+    device = pick_device(project_params().machine.device)
+    data = load_data(device)
+    data = data._replace(validation=take(data.validation, slice(IMAGES)))
     recipes = {name: changed(NONE | changes) for name, changes in MEANS.items()}
     results: dict[str, list[Outcome]] = {name: [] for name in MEANS}
     for seed in seeds:
-        picked = torch.randperm(len(data["train"]), generator=torch.Generator().manual_seed(seed))[:IMAGES]
-        few = {**data, "train": data["train"][picked.to(device)]}
+        picked_N = torch.randperm(data.train.size, generator=torch.Generator().manual_seed(seed))[:IMAGES]
+        few = data._replace(train=take(data.train, picked_N.to(data.train.inputs.device)))
         for name, recipe in recipes.items():
             results[name].append(run(recipe, few, device, seed))
             print(seed, name, results[name][-1], flush=True)

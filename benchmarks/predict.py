@@ -1,4 +1,4 @@
-"""Predictions from files: `python -m benchmarks.predict` writes predict.md.
+"""Measure predictions from files: `python -m benchmarks.predict` writes predict.md.
 
 `python -m flows.predict` as a whole process on an IDX file of MNIST's test images, repeated, for several numbers of
 images; and on a folder of them as PNG files, against decoding and fitting those alone in one thread for each core.
@@ -14,23 +14,24 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import psutil
 from PIL import Image
 
 from benchmarks.report import PROJECT, table, write
 from stages.core.data.idx import read_raw, write_idx
 from stages.core.examples.image import decode, fit
-from stages.core.files.layout import RAW
+from stages.core.files.layout import ONNX, raw_folder
 
 COUNTS = (10_000, 100_000, 1_000_000)
 PNGS = 10_000
-ONNX = PROJECT / "artifacts/onnx/model.onnx"
 
 
 def predict(given: Path, output: Path) -> tuple[float, int]:
-    """Seconds and peak memory (RSS, looked at 20 times a second) in bytes of the command as a process."""
+    """Return the seconds and the peak memory in bytes (RSS, sampled 20 times a second) of the command as a process."""
     started, peak = time.perf_counter(), 0
-    command = [sys.executable, "-m", "flows.predict", str(given), "--model", str(ONNX), "--output", str(output)]
+    options = ["--model", str(PROJECT / ONNX), "--output", str(output)]
+    command = [sys.executable, "-m", "flows.predict", str(given), *options]
     with psutil.Popen(command, cwd=PROJECT, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
             with suppress(psutil.NoSuchProcess):
@@ -56,7 +57,7 @@ def main() -> None:
     parser = ArgumentParser("python -m benchmarks.predict", description=__doc__)
     parser.add_argument("--counts", type=int, nargs="*", default=COUNTS, help=f"images in the IDX files: {COUNTS}")
     counts = parser.parse_args().counts
-    images_NHW = read_raw(PROJECT / RAW / "mnist", "test")["image"][:, 0]
+    images_NHW = read_raw(PROJECT / raw_folder("mnist"), "test").inputs[:, 0]
     rows, results = [], []
 
     def add(what: str, count: int, seconds: float, peak: int | None) -> None:
@@ -68,11 +69,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         for count in counts:
-            repeated = images_NHW.repeat((-(-count // len(images_NHW)), 1, 1))[:count]
-            write_idx(folder / f"{count}-idx3-ubyte", repeated)
+            write_idx(folder / f"{count}-idx3-ubyte", images_NHW[np.arange(count) % len(images_NHW)])
             add("IDX", count, *predict(folder / f"{count}-idx3-ubyte", folder / f"out-{count}"))
         (folder / "png").mkdir()
-        for number, image_HW in enumerate(images_NHW[:PNGS].numpy()):
+        for number, image_HW in enumerate(images_NHW[:PNGS]):
             Image.fromarray(image_HW).save(folder / "png" / f"{number:05}.png")
         add("PNG", PNGS, *predict(folder / "png", folder / "out-png"))
         add("PNG, decoded and fitted only", PNGS, decode_only(folder / "png"), None)

@@ -1,4 +1,4 @@
-"""Every recipe through the whole pipeline: `python -m benchmarks.recipes` writes benchmarks/recipes.md.
+"""Take every recipe through the whole pipeline: `python -m benchmarks.recipes` writes benchmarks/recipes.md.
 
 The stages run as processes, as DVC runs them, in a temporary folder; figures are read from the metrics that they write.
 """
@@ -21,24 +21,22 @@ import onnxruntime
 import torch
 
 from benchmarks.report import PROJECT, path_of, revision, table, today, write
-from stages.core import sums
 from stages.core.config.params import PARAMS, load_params, override_params
-from stages.core.nets.checkpoint import load_model
+from stages.core.files.layout import MANIFEST, METRICS, NORMALIZED, ONNX, PARITY_DETAILS
+from stages.core.nets.manifest import read_manifest
 
 STAGES = ("train", "evaluate", "export", "parity")
 
 
 @contextmanager
 def ready_to_train() -> Iterator[Path]:
-    """A temporary folder with the code, the params and the normalized data of the project, to run stages in."""
+    """Yield a temporary folder with the project's code, params and data, to run stages in."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shutil.copytree(PROJECT / "stages", folder / "stages")
         shutil.copy(PROJECT / PARAMS, folder / PARAMS)
-        (folder / "artifacts").mkdir()
-        for name in ("raw", "normalized"):
-            (folder / "artifacts" / name).symlink_to(PROJECT / "artifacts" / name)
-        shutil.copytree(PROJECT / sums.FOLDER, folder / sums.FOLDER)
+        (folder / NORMALIZED).parent.mkdir()
+        (folder / NORMALIZED).symlink_to(PROJECT / NORMALIZED)
         yield folder
 
 
@@ -60,17 +58,16 @@ def run_pipeline(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
             rates = [float(rate.replace(",", "")) for rate in re.findall(r"([\d,]+) images/s", "".join(output))]
             images = float(re.findall(r"([\d,]+) images on", output[0])[0].replace(",", ""))
             figures |= {"epoch_seconds": images / median(rates), "epochs": len(rates)}
-    evaluation = json.loads((folder / "artifacts/metrics/evaluation.json").read_text())
-    model, manifest = load_model(folder / "artifacts/model/model.pt")
-    onnx = folder / "artifacts/onnx/model.onnx"
+    evaluation = json.loads((folder / METRICS).read_text())
+    manifest = read_manifest(folder / MANIFEST)
     return figures | {
         "accuracy": evaluation["accuracy"],
         "f1": evaluation["f1"],
         "kept_epoch": manifest.epoch,
-        "parameters": sum(weight.numel() for weight in model.parameters()),
-        "max_abs_diff": json.loads((folder / "artifacts/details/parity.json").read_text())["max_abs_diff"],
-        "onnx_bytes": onnx.stat().st_size,
-        "latency_us": latency(onnx),
+        "parameters": manifest.weights,
+        "max_abs_diff": json.loads((folder / PARITY_DETAILS).read_text())["max_abs_diff"],
+        "onnx_bytes": (folder / ONNX).stat().st_size,
+        "latency_us": latency(folder / ONNX),
     }
 
 

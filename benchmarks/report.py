@@ -1,4 +1,4 @@
-"""What every benchmark writes: a table with its conditions as Markdown, and the figures as JSON, beside the module."""
+"""Write the table of a benchmark with its conditions as Markdown, and the figures as JSON, beside the module."""
 
 import json
 import os
@@ -25,11 +25,12 @@ def revision() -> str:
 def conditions(*packages: str) -> str:
     """Return the machine, the versions and the revision in one line."""
     import torch  # noqa: PLC0415  # Importing it takes seconds, and `table` does not need it.
-    from stages.core.provenance import processor  # FIXME
+
+    from stages.core.machine.device import describe_processor  # noqa: PLC0415
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    machine = f"{os.cpu_count()} cores ({processor()}){gpu}"
+    machine = f"{os.cpu_count()} cores ({describe_processor()}){gpu}"
     return f"{machine}, Python {platform.python_version()}, {versions}; revision {revision()}."
 
 

@@ -1,4 +1,4 @@
-"""The service under load: `python -m benchmarks.serving` writes serving.md.
+"""Measure the service under load: `python -m benchmarks.serving` writes serving.md.
 
 A closed loop over loopback: each of N connections sends its next request when it has the answer to the last one. The
 client is this process, the service another one on the same cores. A request is one 28x28 PNG of the test split.
@@ -20,18 +20,17 @@ from PIL import Image
 
 from benchmarks.recipes import latency
 from benchmarks.report import PROJECT, spread, table, write
-from serving.app import ONNX
 from stages.core.data.idx import read_raw
-from stages.core.files.layout import RAW
+from stages.core.files.layout import ONNX, raw_folder
 
-CONNECTIONS = {1: 0.2, 8: 0.4, 32: 0.4}  # and their share of the requests
+CONNECTIONS = {1: 0.2, 8: 0.4, 32: 0.4}  # Each has its share of the requests.
 STARTS = 5
 IMAGES = 100
 
 
 @contextmanager
 def service() -> Iterator[tuple[psutil.Process, str, float]]:
-    """The service's process, its address (host:port) and the seconds until it was ready."""
+    """Yield the service's process, its address (host:port) and the seconds until it was ready."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "serving.app", "--port", "0"]
     with subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, text=True) as process:
@@ -43,9 +42,9 @@ def service() -> Iterator[tuple[psutil.Process, str, float]]:
 
 
 def requests(address: str) -> list[bytes]:
-    """Whole HTTP requests, each with an image."""
+    """Return whole HTTP requests, each with an image."""
     made = []
-    for image_HW in read_raw(PROJECT / RAW / "mnist", "test")["image"][:IMAGES, 0].numpy():
+    for image_HW in read_raw(PROJECT / raw_folder("mnist"), "test").inputs[:IMAGES, 0]:
         png = io.BytesIO()
         Image.fromarray(image_HW).save(png, "PNG")
         head = f"POST /predict HTTP/1.1\r\nHost: {address}\r\nContent-Type: image/png\r\n"
@@ -54,7 +53,7 @@ def requests(address: str) -> list[bytes]:
 
 
 async def connection(address: str, bodies: list[bytes], count: int) -> tuple[list[float], int]:
-    """Seconds of each request, and how many of them were not answered with 200."""
+    """Return the seconds of each request, and how many of them were not answered with 200."""
     host, port = address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     seconds, errors = [], 0
@@ -94,7 +93,7 @@ def main() -> None:
             starts.append(seconds)
     with service() as (process, address, _):
         bodies = requests(address)
-        asyncio.run(load(address, bodies, 8, 2000))  # warms up
+        asyncio.run(load(address, bodies, 8, 2000))  # This warms up.
         before = process.memory_info().rss
         results = []
         for connections, share in CONNECTIONS.items():

@@ -2,26 +2,22 @@
 
 Recipe `article`, whose steps are the shortest, trains in a fresh process. After a third of its epochs, busy processes
 start, one for every two cores; after the second third, they are killed. The recipe trains once as the stage does, with
-waits that are shortened while others need the cores (`stages.core.threads`), and once with long waits throughout.
+waits that are shortened while others need the cores (`stages.core.machine.threads`), and once with long waits
+throughout.
 """
 
-import json
 import os
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from statistics import median
 
 import torch
 
-from benchmarks.report import PROJECT, spread, table, write
-from benchmarks.training import begin, in_fresh_process, load_splits
-from stages import train
-from stages.core import params
-from stages.core.config.params import PARAMS
+from benchmarks.report import spread, table, write
+from benchmarks.training import begin, in_turn, load_data, project_params, run_epochs
 from stages.core.machine.threads import sharing_cores
 
 EPOCHS = 3  # in each third
@@ -32,11 +28,11 @@ WAITS: dict[str, Callable[[], AbstractContextManager[object]]] = {"follow": shar
 def run_once(waits: str, seed: int) -> list[float]:
     """Return the seconds of each epoch."""
     device = torch.device("cpu")
-    recipe = params.load_params(PROJECT / PARAMS).recipes["article"].model_copy(update={"epochs": 3 * EPOCHS})
-    splits, seconds = load_splits(device), []
-    training = begin(recipe, device, seed, len(splits["train"]))
+    recipe = project_params().recipes["article"].model_copy(update={"epochs": 3 * EPOCHS})
+    data, seconds = load_data(device), []
+    state = begin(recipe, data, device, seed)
     with WAITS[waits](), ExitStack() as competitors:
-        epochs = train.fit(training, recipe, splits["train"], splits["validation"], seed)
+        epochs = run_epochs(state, recipe, data, seed)
         for epoch in range(3 * EPOCHS):
             if epoch == EPOCHS:
                 for _ in range(COMPETITORS):
@@ -52,18 +48,7 @@ def run_once(waits: str, seed: int) -> list[float]:
 
 
 def main() -> None:
-    parser = ArgumentParser("python -m benchmarks.sharing", description=__doc__)
-    parser.add_argument("--runs", type=int, default=5, help="runs of each kind, taken in turn (default: 5)")
-    parser.add_argument("--once", nargs=2, metavar=("WAITS", "SEED"), help="train once here; print the figures as JSON")
-    arguments = parser.parse_args()
-    if arguments.once:
-        print(json.dumps(run_once(arguments.once[0], int(arguments.once[1]))))
-        return
-    results: dict[str, list[list[float]]] = {waits: [] for waits in WAITS}
-    for seed in range(1, arguments.runs + 1):
-        for waits, runs in results.items():
-            runs.append(in_fresh_process("benchmarks.sharing", waits, seed))
-            print(waits, [round(seconds, 2) for seconds in runs[-1]], flush=True)
+    results = in_turn("benchmarks.sharing", __doc__, run_once, [*WAITS], runs=5)
     rows = []
     for waits, label in (("follow", "as the stage trains"), ("long", "long waits throughout")):
         thirds = [[run[start : start + EPOCHS] for start in range(0, 3 * EPOCHS, EPOCHS)] for run in results[waits]]
@@ -73,8 +58,8 @@ def main() -> None:
     head = ["waits", "alone, s an epoch", "beside the competitor", "alone again", "three epochs beside / alone"]
     text = [
         f"Recipe `article`, {COMPETITORS} busy process{'es' if COMPETITORS > 1 else ''} beside it on {os.cpu_count()}"
-        f" cores from epoch {EPOCHS + 1} to {2 * EPOCHS}; {arguments.runs} runs of each kind, in turn, each in a fresh"
-        " process; the median of three epochs, and of those over the runs the median (smallest to largest).",
+        f" cores from epoch {EPOCHS + 1} to {2 * EPOCHS}; {len(results['follow'])} runs of each kind, in turn, each in"
+        " a fresh process; the median of three epochs, and of those over the runs the median (smallest to largest).",
         table(head, rows),
     ]
     write("sharing", "A training run and a competitor for its cores", ("torch",), text, results)

@@ -1,4 +1,4 @@
-"""Time to 99 % and to 99.5 % test accuracy: `python -m benchmarks.speed` writes benchmarks/speed.md.
+"""Measure the time to 99 % and to 99.5 % test accuracy: `python -m benchmarks.speed` writes benchmarks/speed.md.
 
 Recipe `convnet` with the changes below; they, the epochs and the seeds were fixed on the validation split beforehand.
 Each run is a process of its own. Its training clock runs from the first batch to the end of the last epoch, the
@@ -10,24 +10,21 @@ training, for which the first one was the warm-up. The accuracy is of the last e
 import json
 import os
 import time
-from argparse import ArgumentParser
 from functools import partial
 from typing import Any, NamedTuple
 
 import psutil
 import torch
-from tensordict import TensorDict
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.report import PROJECT, spread, table, write
-from benchmarks.training import UNMOVED, begin, changed, in_fresh_process, load_splits
-from stages import train
-from stages.core import params
-from stages.core.config.params import PARAMS
+from benchmarks.report import spread, table, write
+from benchmarks.training import UNMOVED, Data, begin, changed, in_turn, load_data, project_params, run_epochs
 from stages.core.machine.device import autocast_dtype, pick_device
 from stages.core.training.config import Recipe
+from stages.core.training.loop import count_steps, evaluate_loss
+from stages.core.training.state import TrainState
 
 SHORT = UNMOVED | {"loss.label_smoothing": 0.1, "optimizer.lr": 0.02, "schedule.warmup": 0.15}
 
@@ -79,61 +76,48 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return float(2 * size**3 / seconds.blocked_autorange(min_run_time=1).median)
 
 
-def train_once(
-    recipe: Recipe, compile_mode: str, splits: dict[str, TensorDict], seed: int
-) -> tuple[train.Training, float]:
-    """Return what was trained, and the seconds that it took."""
-    data = splits["train"]
-    training = begin(recipe, data["image"].device, seed, len(data))
+def train_once(recipe: Recipe, compile_mode: str, data: Data, seed: int) -> tuple[TrainState, float]:
+    """Return the state at the end of a training run, and the seconds that it took."""
+    state = begin(recipe, data, data.train.inputs.device, seed)
     started = time.perf_counter()
-    for _ in train.fit(training, recipe, data, splits["validation"], seed, compile_mode=compile_mode):
+    for _ in run_epochs(state, recipe, data, seed, compile_mode):
         pass
-    return training, time.perf_counter() - started
+    return state, time.perf_counter() - started
 
 
 def run_once(name: str, seed: int) -> dict[str, Any]:
-    device = pick_device(params.load_params(PROJECT / PARAMS).device)
-    goal, splits = GOALS[device.type][name], load_splits(device)
+    """Return the figures of one run towards one goal."""
+    device = pick_device(project_params().machine.device)
+    goal, data = GOALS[device.type][name], load_data(device)
     recipe = changed(goal.changes)
-    run = partial(train_once, recipe, goal.compile_mode, splits, seed)
-    training, seconds = run()
-    _, accuracy = train.assess(training.result, splits["test"], recipe.loss, device)
+    run = partial(train_once, recipe, goal.compile_mode, data, seed)
+    state, seconds = run()
+    _, accuracy = evaluate_loss(state.best_model, data.test, recipe.loss, device)
     figures: dict[str, Any] = {
         "seed": seed,
         "process_seconds": time.time() - psutil.Process().create_time(),
         "spin_count": os.environ.get("GOMP_SPINCOUNT"),
     }
     if device.type == "cuda":
-        training, seconds = run()
-        _, accuracy = train.assess(training.result, splits["test"], recipe.loss, device)
+        state, seconds = run()
+        _, accuracy = evaluate_loss(state.best_model, data.test, recipe.loss, device)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
             run()
         busy = sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
         figures["gpu_waits"] = 1 - busy / seconds
-    steps = recipe.epochs * train.count_steps(recipe, len(splits["train"]))
-    batch = splits["train"]["image"][: recipe.batch_size]
+    steps = recipe.epochs * count_steps(recipe, data.train.size)
+    batch = data.train.inputs[: recipe.batch_size]
     return figures | {
         "train_seconds": seconds,
         "accuracy": accuracy,
-        "operations_per_second": steps * count_operations(training.model, batch) / seconds,
+        "operations_per_second": steps * count_operations(state.model, batch) / seconds,
         "matmul_rate": matmul_rate(device, autocast_dtype(recipe.precision, device)),
     }
 
 
 def main() -> None:
-    parser = ArgumentParser("python -m benchmarks.speed", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="1 to this (default: 5)")
-    parser.add_argument("--once", nargs=2, metavar=("GOAL", "SEED"), help="one run here; its figures as JSON")
-    arguments = parser.parse_args()
-    if arguments.once:
-        print(json.dumps(run_once(arguments.once[0], int(arguments.once[1]))))
-        return
-    goals = GOALS[pick_device(params.load_params(PROJECT / PARAMS).device).type]
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in goals}
-    for seed in range(1, arguments.seeds + 1):
-        for name, runs in results.items():
-            runs.append(in_fresh_process("benchmarks.speed", name, seed))
-            print(name, runs[-1], flush=True)
+    goals = GOALS[pick_device(project_params().machine.device).type]
+    results = in_turn("benchmarks.speed", __doc__, run_once, [*goals], runs=5)
     report(goals, results)
 
 

@@ -1,50 +1,48 @@
-"""The tutorial's training loop against recipe `article`: `python -m benchmarks.tutorial` writes benchmarks/tutorial.md.
+"""Compare the tutorial's training loop with recipe `article`: `python -m benchmarks.tutorial` writes tutorial.md.
 
 Same images, network, first weights' distribution, optimizer, batches and epochs, in turn, each in a fresh process. The
 clock runs from the first batch to the end of the last epoch; imports and the opening of the data are outside, the
 recipe's validation is inside.
 """
 
-import json
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser
+from contextlib import chdir
 from pathlib import Path
 from statistics import median
 
 import torch
-from tensordict import TensorDict
 from torch import nn
 from torch.utils.data import DataLoader, Subset
 from torchvision import datasets, transforms
 
 from benchmarks.report import PROJECT, spread, table, write
-from benchmarks.training import CLASSES, SHAPE, begin, in_fresh_process, load_splits
-from stages import train
-from stages.core import params
+from benchmarks.training import begin, in_turn, load_data, project_params, run_epochs
+from stages.core.data.splits import read_dataset
+from stages.core.files.layout import raw_folder
 from stages.core.machine.device import pick_device
 from stages.core.nets.registry import build_model
 from stages.core.training.config import Recipe, Sgd
-
-RAW = PROJECT / "artifacts/raw/mnist"
-TRAIN = PROJECT / train.NORMALIZED / "train"
+from stages.core.training.loop import evaluate_loss
 
 
 def run_tutorial(recipe: Recipe, device: torch.device, seed: int) -> tuple[float, float]:
-    """Seconds and test accuracy of the loop that the tutorials of PyTorch show."""
+    """Return the seconds and the test accuracy of the loop that PyTorch's tutorials show."""
+    with chdir(PROJECT):
+        dataset = read_dataset()
     torch.manual_seed(seed)
     assert isinstance(recipe.optimizer, Sgd)
     transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "MNIST").mkdir()
-        (Path(root) / "MNIST/raw").symlink_to(RAW)
-        picked = TensorDict.load_memmap(str(TRAIN))["id"].tolist()
+        (Path(root) / "MNIST/raw").symlink_to(PROJECT / raw_folder("mnist"))
+        picked = dataset.examples.filter(split="train")["id"].to_list()  # These are places in the training file.
         train_set = Subset(datasets.MNIST(root, train=True, transform=transform), picked)
         test_set = datasets.MNIST(root, train=False, transform=transform)
     train_loader = DataLoader(train_set, batch_size=recipe.batch_size, shuffle=True, num_workers=2)
     test_loader = DataLoader(test_set, batch_size=1000, num_workers=2)
-    model = build_model(recipe.model, SHAPE, CLASSES).to(device)
+    model = build_model(recipe.model, dataset.spec).network.to(device)  # The loader normalizes the images.
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.optimizer.lr, momentum=recipe.optimizer.momentum)
     started = time.perf_counter()
@@ -67,35 +65,28 @@ def run_tutorial(recipe: Recipe, device: torch.device, seed: int) -> tuple[float
 
 
 def run_recipe(recipe: Recipe, device: torch.device, seed: int) -> tuple[float, float]:
-    """Seconds and test accuracy, after the last epoch, of this project's loop."""
-    splits = load_splits(device)
-    training = begin(recipe, device, seed, len(splits["train"]))
+    """Return the seconds and, after the last epoch, the test accuracy of this project's loop."""
+    data = load_data(device)
+    state = begin(recipe, data, device, seed)
     started = time.perf_counter()
-    for row in train.fit(training, recipe, splits["train"], splits["validation"], seed):
+    for row in run_epochs(state, recipe, data, seed):
         print(f"article: epoch {row['epoch']}, loss {row['train_loss']:.4f}", file=sys.stderr)
     seconds = time.perf_counter() - started
-    return seconds, train.assess(training.result, splits["test"], recipe.loss, device)[1]
+    return seconds, evaluate_loss(state.best_model, data.test, recipe.loss, device)[1]
 
 
 LOOPS = {"tutorial": run_tutorial, "article": run_recipe}
 
 
+def run_once(name: str, seed: int) -> tuple[float, float]:
+    """Return the seconds of training and the test accuracy of one of the loops."""
+    params = project_params()
+    return LOOPS[name](params.recipes["article"], pick_device(params.machine.device), seed)
+
+
 def main() -> None:
-    parser = ArgumentParser("python -m benchmarks.tutorial", description=__doc__)
-    parser.add_argument("--runs", type=int, default=3, help="of each, in turn (default: 3)")
-    parser.add_argument("--once", nargs=2, metavar=("LOOP", "SEED"), help="one run here; its figures as JSON")
-    arguments = parser.parse_args()
-    knobs = params.load_params(PROJECT / "params.yaml")
-    recipe = knobs.recipes["article"]
-    if arguments.once:
-        name, seed = arguments.once
-        print(json.dumps(LOOPS[name](recipe, pick_device(knobs.device), int(seed))))
-        return
-    runs = arguments.runs
-    results: dict[str, list[tuple[float, float]]] = {name: [] for name in LOOPS}
-    for seed in range(1, runs + 1):
-        for name, outcomes in results.items():
-            outcomes.append(in_fresh_process("benchmarks.tutorial", name, seed))
+    results = in_turn("benchmarks.tutorial", __doc__, run_once, [*LOOPS], runs=3)
+    recipe, runs = project_params().recipes["article"], len(results["tutorial"])
     ratio = [slow[0] / fast[0] for slow, fast in zip(results["tutorial"], results["article"], strict=True)]
     rows = [
         [label, spread([run[0] for run in results[name]]), spread([100 * run[1] for run in results[name]], 2)]
@@ -104,7 +95,7 @@ def main() -> None:
             ("article", "recipe `article`"),
         )
     ]
-    images = len(TensorDict.load_memmap(str(TRAIN)))
+    images = load_data(torch.device("cpu")).train.size
     text = [
         f"MLP 784-128-64-10, SGD, batches of {recipe.batch_size}, {recipe.epochs} epochs of {images:,} images,"
         f" seeds 1 to {runs}, in turn, each in a fresh process; median (smallest to largest). Imports and the opening"

@@ -10,17 +10,18 @@ import onnx
 import polars as pl
 import pytest
 import torch
-from stages.core.checkpoint import build  # FIXME
-from stages.core.sums import record  # FIXME
 
 from stages import download, evaluate, export, normalize, parity, train
-from stages.core import schemas
 from stages.core.config.params import load_params, override_params
-from stages.core.data.idx import FILES, read_idx, write_idx
+from stages.core.data.splits import read_dataset
+from stages.core.examples import image
+from stages.core.examples.spec import Spec
+from stages.core.files import layout, schemas
+from stages.core.files.arrays import write_array
 from stages.core.files.errors import UserError
-from stages.core.files.layout import RAW
 from stages.core.files.tables import read_table, write_table
-from stages.core.nets.checkpoint import load_model
+from stages.core.nets.checkpoint import build_calibrated, load_model
+from stages.core.nets.normalization import Normalization
 from tests.conftest import PROJECT, make_once, tiny_params, write_params
 
 OPSET = 20
@@ -52,7 +53,7 @@ def shipped(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def ready(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder, and the current one."""
+    """Return a copy of that folder, which is the current one."""
     folder = tmp_path / "ready"
     shutil.copytree(shipped, folder)
     monkeypatch.chdir(folder)
@@ -60,22 +61,22 @@ def ready(shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def read_report() -> Any:
-    return json.loads(parity.DETAILS.read_text())
+    return json.loads(layout.PARITY_DETAILS.read_text())
 
 
-def test_right_export_passes(ready: Path) -> None:
+def test_a_right_export_passes(ready: Path) -> None:
     parity.main()
     report = read_report()
     assert report["proven"] is True
     assert 0 < report["max_abs_diff"] < 1e-4
     assert set(report["max_abs_diff_by_input"]) == {"batch_1", "batch_7", "batch_100", "all_0", "all_255", "noise"}
     assert report["max_abs_diff"] == max(report["max_abs_diff_by_input"].values())
-    metrics = json.loads(parity.METRICS.read_text())
+    metrics = json.loads(layout.PARITY_METRICS.read_text())
     assert metrics == {"tolerance_used": report["max_abs_diff"] / 1e-4, "different_labels": 0}
     assert report["label_agreement"] == 1
     assert report["different_labels"] == report["near_ties"] == report["changed_since_evaluation"] == 0
     assert report["num_images"] == 100
-    accuracy = json.loads(evaluate.METRICS.read_text())["accuracy"]
+    accuracy = json.loads(layout.METRICS.read_text())["accuracy"]
     assert report["accuracy_onnx"] == report["accuracy_pytorch"] == pytest.approx(accuracy)
 
 
@@ -88,15 +89,17 @@ def test_batches_larger_than_the_split_are_compared_once_and_by_their_real_size(
     assert "at batch sizes 7, 100;" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["model.network.0.weight", "model.network.6.running_var", "model.network.13.bias"])
+@pytest.mark.parametrize(
+    "name", ["model.model.network.0.weight", "model.model.network.6.running_var", "model.model.network.13.bias"]
+)
 def test_one_changed_weight_is_found(ready: Path, name: str) -> None:
-    model = onnx.load(parity.ONNX)
+    model = onnx.load(layout.ONNX)
     [weight] = [weight for weight in model.graph.initializer if weight.name == name]
     values = onnx.numpy_helper.to_array(weight).copy()
     values.flat[0] += 0.01
     weight.CopyFrom(onnx.numpy_helper.from_array(values, name))
-    onnx.save(model, parity.ONNX)
-    record("export", parity.ONNX)
+    onnx.save(model, layout.ONNX)
+    layout.EXPORT.record(layout.ONNX)
     with pytest.raises(UserError, match=r"^artifacts/onnx/model\.onnx does not compute .*: logits differ by"):
         parity.main()
     report = read_report()
@@ -105,87 +108,95 @@ def test_one_changed_weight_is_found(ready: Path, name: str) -> None:
     assert report["changed_since_evaluation"] == 0
 
 
+def change_spec(spec: Spec, **changes: Any) -> Spec:
+    return spec.model_copy(update=changes)
+
+
 @pytest.mark.parametrize("change", [{"mean": 0.4}, {"std": 0.6}], ids=["mean", "std"])
 def test_wrong_normalization_is_found(ready: Path, change: dict[str, float]) -> None:
-    model, manifest = load_model(parity.MODEL)
-    onnx.save(export.to_onnx(model, manifest.model_copy(update=change), OPSET), parity.ONNX)
-    record("export", parity.ONNX)
+    model, manifest = load_model()
+    model.model.normalization = Normalization(change_spec(manifest.spec, **change))
+    onnx.save(export.to_onnx(model, manifest, OPSET), layout.ONNX)
+    layout.EXPORT.record(layout.ONNX)
     with pytest.raises(UserError, match="logits differ by"):
         parity.main()
     assert read_report()["max_abs_diff"] > 1e-4
 
 
 def test_other_labels_are_found(ready: Path) -> None:
-    """An untrained network in the file: the agreement falls with the labels that differ."""
-    _, manifest = load_model(parity.MODEL)
+    """With an untrained network in the file, the agreement falls with the labels that differ."""
+    _, manifest = load_model()
     torch.manual_seed(2)
-    onnx.save(export.to_onnx(build(manifest), manifest, OPSET), parity.ONNX)
-    record("export", parity.ONNX)
+    onnx.save(export.to_onnx(build_calibrated(manifest), manifest, OPSET), layout.ONNX)
+    layout.EXPORT.record(layout.ONNX)
     with pytest.raises(UserError, match=r"logits differ by .*; \d+ labels differ; see artifacts/details/parity\.json"):
         parity.main()
     report = read_report()
     assert report["label_agreement"] < 0.5
     assert report["accuracy_onnx"] < 0.5
-    assert report["accuracy_pytorch"] == json.loads(evaluate.METRICS.read_text())["accuracy"]
+    assert report["accuracy_pytorch"] == json.loads(layout.METRICS.read_text())["accuracy"]
 
 
 def test_changed_predictions_are_found(ready: Path) -> None:
     schema = schemas.predictions(10, 100)
-    table = read_table(parity.PREDICTIONS, schema)
+    table = read_table(layout.PREDICTIONS, schema)
     changed = table.with_columns(
         prediction=pl.when(pl.col("index") < 3).then((pl.col("prediction") + 1) % 10).otherwise(pl.col("prediction"))
     )
-    write_table(changed, parity.PREDICTIONS, schema)
-    record("evaluate", parity.PREDICTIONS)
+    write_table(changed, layout.PREDICTIONS, schema)
+    layout.EVALUATE.record(layout.PREDICTIONS)
     with pytest.raises(UserError, match=r"3 predictions are not those of artifacts/plots/predictions\.csv"):
         parity.main()
     assert read_report()["changed_since_evaluation"] == 3
 
 
-def test_weight_that_is_not_a_number_is_found(ready: Path) -> None:
-    model = onnx.load(parity.ONNX)
-    [bias] = [weight for weight in model.graph.initializer if weight.name == "model.network.13.bias"]
+def test_a_weight_that_is_not_a_number_is_found(ready: Path) -> None:
+    model = onnx.load(layout.ONNX)
+    [bias] = [weight for weight in model.graph.initializer if weight.name == "model.model.network.13.bias"]
     bias.CopyFrom(onnx.numpy_helper.from_array(np.full(10, np.nan, dtype=np.float32), bias.name))
-    onnx.save(model, parity.ONNX)
-    record("export", parity.ONNX)
+    onnx.save(model, layout.ONNX)
+    layout.EXPORT.record(layout.ONNX)
     with pytest.raises(UserError, match="logits differ by"):
         parity.main()
     assert read_report()["max_abs_diff"] > 1e30
 
 
 @pytest.mark.parametrize("size", [0, 1000, -1000])
-def test_truncated_file_is_refused(ready: Path, size: int) -> None:
-    parity.ONNX.write_bytes(parity.ONNX.read_bytes()[:size])
-    record("export", parity.ONNX)
-    with pytest.raises(UserError, match=r"^artifacts/onnx/model\.onnx is no valid ONNX file"):
+def test_a_truncated_file_is_an_error(ready: Path, size: int) -> None:
+    layout.ONNX.write_bytes(layout.ONNX.read_bytes()[:size])
+    layout.EXPORT.record(layout.ONNX)
+    with pytest.raises(UserError, match=r"^artifacts/onnx/model\.onnx is not a valid ONNX file"):
         parity.main()
-    assert not parity.METRICS.exists()
+    assert not layout.PARITY_METRICS.exists()
 
 
-def test_missing_file_is_refused(ready: Path) -> None:
-    parity.ONNX.unlink()
+def test_a_missing_file_is_an_error(ready: Path) -> None:
+    layout.ONNX.unlink()
     with pytest.raises(UserError, match=r"^artifacts/onnx/model\.onnx"):
         parity.main()
 
 
 @pytest.mark.parametrize(
-    "change", [{"image_shape": (1, 24, 24)}, {"classes": list("abcde")}], ids=["image shape", "classes"]
+    "change",
+    [{"shape": (1, 24, 24)}, {"classes": list("abcde")}, {"mean": 0.4}, {"centre_ink": True}],
+    ids=lambda change: next(iter(change)),
 )
-def test_file_of_another_model_is_refused(ready: Path, change: dict[str, Any]) -> None:
-    _, manifest = load_model(parity.MODEL)
-    other = manifest.model_copy(update=change)
-    onnx.save(export.to_onnx(build(other), other, OPSET), parity.ONNX)
-    record("export", parity.ONNX)
-    with pytest.raises(UserError, match=r"artifacts/onnx/model\.onnx"):
+def test_a_file_with_another_spec_is_an_error(ready: Path, change: dict[str, Any]) -> None:
+    _, manifest = load_model()
+    other = manifest.model_copy(update={"spec": change_spec(manifest.spec, **change)})
+    onnx.save(export.to_onnx(build_calibrated(other), other, OPSET), layout.ONNX)
+    layout.EXPORT.record(layout.ONNX)
+    with pytest.raises(UserError, match=r"^artifacts/onnx/model\.onnx has the spec .*, artifacts/model/model\.pt has "):
         parity.main()
+    assert not layout.PARITY_METRICS.exists()
 
 
-def test_raw_images_of_another_split_are_refused(ready: Path) -> None:
-    for field in ("test_images", "test_labels"):
-        path = RAW / "tiny" / FILES[field]
-        write_idx(path, read_idx(path, ndim=3 if field == "test_images" else 1)[:60])
-    record("download", RAW / "tiny")
-    with pytest.raises(UserError, match=r"^artifacts/raw/tiny has test images \[60, "):
+def test_inputs_that_do_not_fit_the_table_are_an_error(ready: Path) -> None:
+    inputs = read_dataset().read("test").inputs[:60].copy()
+    write_array(layout.split_array("test"), inputs.shape, inputs.dtype, [inputs])
+    layout.NORMALIZE.record(layout.NORMALIZED)
+    expected = r"^artifacts/normalized/test\.npy holds uint8 \[60, 1, 28, 28\], expected is uint8 \[100, 1, 28, 28\]$"
+    with pytest.raises(UserError, match=expected):
         parity.main()
 
 
@@ -194,7 +205,7 @@ def test_near_ties_are_counted_apart() -> None:
     assert parity.count_labels(torch.tensor([0, 0, 0]), pytorch, 1e-4) == (0, 0)
     assert parity.count_labels(torch.tensor([0, 1, 0]), pytorch, 1e-4) == (0, 1)
     assert parity.count_labels(torch.tensor([0, 0, 1]), pytorch, 1e-4) == (1, 0)
-    # a third class is no near-tie because the first two are one
+    # That the first two classes nearly tie does not make a near-tie of the third.
     assert parity.count_labels(torch.tensor([2, 2, 1]), pytorch, 1e-4) == (3, 0)
     assert parity.count_labels(torch.tensor([2, 1, 1]), pytorch, 1e-4) == (2, 1)
 
@@ -208,7 +219,7 @@ def test_compare_by_hand() -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_logit_that_is_not_finite_is_a_difference(value: float) -> None:
+def test_a_logit_that_is_not_finite_is_a_difference(value: float) -> None:
     pytorch = torch.tensor([[1.0, 0.0], [0.25, 0.5]])
     wrong = pytorch.clone()
     wrong[1, 0] = value
@@ -226,20 +237,25 @@ def test_every_reason_is_named() -> None:
     ]
 
 
-def test_adversarial_images() -> None:
-    images = parity.adversarial_images((1, 28, 28), 20, seed=1)
-    assert (images["all_0"].unique().tolist(), images["all_255"].unique().tolist()) == ([0], [255])
-    assert images["noise"].shape == (20, 1, 28, 28)
-    assert len(images["noise"].unique()) == 256
-    assert torch.equal(images["noise"], parity.adversarial_images((1, 28, 28), 20, seed=1)["noise"])
+def test_adversarial_inputs_are_black_white_and_noise(shipped: Path) -> None:
+    _, manifest = load_model(shipped / layout.MODEL)
+    inputs = image.adversarial(manifest.spec, 20, seed=1)
+    assert {name: (array.shape, array.dtype.name) for name, array in inputs.items()} == {
+        "all_0": ((1, 1, 28, 28), "uint8"),
+        "all_255": ((1, 1, 28, 28), "uint8"),
+        "noise": ((20, 1, 28, 28), "uint8"),
+    }
+    assert (np.unique(inputs["all_0"]).tolist(), np.unique(inputs["all_255"]).tolist()) == ([0], [255])
+    assert len(np.unique(inputs["noise"])) == 256
+    np.testing.assert_array_equal(inputs["noise"], image.adversarial(manifest.spec, 20, seed=1)["noise"])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", load_params(PROJECT / "params.yaml").recipes)
-def test_every_recipe_is_proved(
+def test_every_recipe_is_proven(
     copied: Path, monkeypatch: pytest.MonkeyPatch, recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not every figure of it: fewer epochs, and few images."""
+    """Each is trained for one epoch on few images."""
     monkeypatch.chdir(copied)
     override_params(copied / "params.yaml", {"recipe": recipe, f"recipes.{recipe}.epochs": 1})
     for stage in (train, evaluate, export, parity):

@@ -52,11 +52,10 @@ def load_model(path: Path = MODEL) -> tuple[CalibratedModel, Manifest]:
     """
     manifest = read_manifest(path.with_name(MANIFEST.name))
     calibrated = build_calibrated(manifest)
+    saved = io.BytesIO(path.read_bytes())  # For some truncated files PyTorch would raise an `OSError` without a name.
     try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(saved, map_location="cpu", weights_only=True)
         calibrated.model.load_state_dict(content)
-    except OSError:
-        raise
     except Exception as error:  # PyTorch and pickle raise all kinds of exceptions for other bytes.
         raise UserError(f"{path} is not a model that this pipeline saved: {error}") from error
     for name, weight in calibrated.model.state_dict().items():

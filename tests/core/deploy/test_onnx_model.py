@@ -1,25 +1,36 @@
-"""A file of ours answers; anything else is refused before a session is made of it."""
+"""A file of ours answers; anything else is an error before a session is made of it."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from stages.core import onnx_model
+from stages.core.deploy import onnx_model
 from stages.core.deploy.onnx_model import OnnxModel
+from stages.core.examples.spec import Spec
 from stages.core.files.errors import UserError
 
 Change = Callable[[onnx.ModelProto], object]
-METADATA = {"classes": json.dumps(["even", "odd", "neither"]), "unsure_below": "0.9", "centre_ink": "false"}
+SPEC = {
+    "kind": "image",
+    "shape": [1, 2, 2],
+    "dtype": "uint8",
+    "classes": ["even", "odd", "neither"],
+    "mean": 0.0,
+    "std": 1.0,
+    "centre_ink": False,
+}
+METADATA = {"spec": json.dumps(SPEC), "unsure_below": "0.9"}
 FLOATS = np.arange(12, dtype=np.float32).reshape(4, 3)
 
 
 def ours() -> onnx.ModelProto:
-    """What stage `export` writes, in small: images [batch, 1, 2, 2] times one matrix."""
+    """Return what stage `export` writes, in small: images [batch, 1, 2, 2] times one matrix."""
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["floats"], ["flat"]),
@@ -36,21 +47,22 @@ def ours() -> onnx.ModelProto:
     return model
 
 
-def refusal(model: onnx.ModelProto | bytes, folder: Path) -> str:
+def error_of(model: onnx.ModelProto | bytes, folder: Path) -> str:
+    """Return the message of the error that loading this file raises."""
     path = folder / "model.onnx"
     path.write_bytes(model if isinstance(model, bytes) else model.SerializeToString())
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(UserError) as caught:
         OnnxModel(path)
-    message = str(refused.value)
+    message = str(caught.value)
     assert message.startswith(f"{path}")
     return message
 
 
-def test_ours(tmp_path: Path) -> None:
+def test_our_own_file_answers(tmp_path: Path) -> None:
     onnx.save(ours(), tmp_path / "model.onnx")
     model = OnnxModel(tmp_path / "model.onnx")
-    assert model.classes == ["even", "odd", "neither"]
-    assert (model.image_shape, model.unsure_below, model.centre_ink) == ((1, 2, 2), 0.9, False)
+    assert model.spec == Spec.model_validate_json(json.dumps(SPEC))
+    assert (model.unsure_below, model.metadata) == (0.9, METADATA)
     assert model.operators == {"Cast": 1, "Flatten": 1, "MatMul": 1, "Softmax": 1}
     images_NCHW = np.arange(8, dtype=np.uint8).reshape(2, 1, 2, 2)
     logits_NK, probabilities_NK = model.run(images_NCHW)
@@ -64,7 +76,7 @@ def foreign(model: onnx.ModelProto) -> None:
 
 
 def foreign_in_branch(model: onnx.ModelProto) -> None:
-    """Where a look at the outer graph alone does not find it."""
+    """Add it where a look at only the outer graph does not find it."""
     model.opset_import.append(helper.make_opsetid("com.example", 1))
     output = helper.make_tensor_value_info("seen", TensorProto.FLOAT, None)
     spy = helper.make_node("Spy", ["flat"], ["seen"], domain="com.example")
@@ -99,9 +111,9 @@ def foreign_in_training(model: onnx.ModelProto) -> None:
         (local_function, ".Twice"),
     ],
 )
-def test_operators_outside_of_the_standard(tmp_path: Path, change: Change, named: str) -> None:
+def test_operators_outside_the_standard_are_not_allowed(tmp_path: Path, change: Change, named: str) -> None:
     change(model := ours())
-    assert refusal(model, tmp_path).endswith(f": operators outside of the ONNX standard ({named}) are not allowed")
+    assert error_of(model, tmp_path).endswith(f": operators outside the ONNX standard ({named}) are not allowed")
 
 
 def make_external(tensor: TensorProto) -> TensorProto:
@@ -137,17 +149,21 @@ def in_branch(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("change", [in_initializer, in_constant, in_sparse_initializer, in_branch])
-def test_data_outside_of_the_file(tmp_path: Path, change: Change) -> None:
+def test_data_outside_the_file_are_not_allowed(tmp_path: Path, change: Change) -> None:
     (tmp_path / "secret.bin").write_bytes(FLOATS.tobytes())
     change(model := ours())
-    assert refusal(model, tmp_path).endswith(": data outside of the file (weight) are not allowed")
+    assert error_of(model, tmp_path).endswith(": data outside the file (weight) are not allowed")
 
 
-def of(name: str, value: str) -> Change:
+def with_metadata(name: str, value: str) -> Change:
     def change(model: onnx.ModelProto) -> None:
         helper.set_model_props(model, {**METADATA, name: value})
 
     return change
+
+
+def with_spec(**fields: Any) -> Change:
+    return with_metadata("spec", json.dumps(SPEC | fields))
 
 
 def without(name: str) -> Change:
@@ -160,21 +176,27 @@ def without(name: str) -> Change:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (without("classes"), "in its metadata, there is no classes"),
+        (without("spec"), "in its metadata, there is no spec"),
         (without("unsure_below"), "in its metadata, there is no unsure_below"),
-        (without("centre_ink"), "in its metadata, there is no centre_ink"),
-        (of("centre_ink", "True"), "centre_ink is 'True', allowed are 'true' and 'false'"),
-        (of("classes", "even, odd"), "Expecting value"),
-        (of("classes", "3"), "classes is no list of names"),
-        (of("classes", "[1, 2, 3]"), "classes is no list of names"),
-        (of("classes", "[" * 100_000), ""),
-        (of("unsure_below", "often"), "could not convert string to float"),
-        (of("unsure_below", "nan"), "unsure_below is nan, allowed is 0..1"),
+        (with_spec(centre_ink="true"), "in its metadata, spec.centre_ink: "),
+        (with_spec(classes="even, odd"), "in its metadata, spec.classes: "),
+        (with_spec(classes=[1, 2, 3]), "in its metadata, spec.classes.0: "),
+        (with_spec(classes=["one"]), "in its metadata, spec.classes: "),
+        (with_spec(kind="sound"), "in its metadata, spec.kind: "),
+        (with_spec(dtype="float32"), "in its metadata, spec.dtype: "),
+        (with_spec(shape=[2, 2]), "in its metadata, spec.shape"),
+        (with_spec(shape=[1, 2, 0]), "in its metadata, spec.shape.2: "),
+        (with_spec(mean=float("nan")), "in its metadata, spec.mean: "),
+        (with_spec(more=1), "in its metadata, spec.more: "),
+        (with_metadata("spec", "image"), "in its metadata, spec"),
+        (with_metadata("spec", "[" * 100_000), "in its metadata, spec"),
+        (with_metadata("unsure_below", "often"), "could not convert string to float"),
+        (with_metadata("unsure_below", "nan"), "unsure_below is nan, allowed is 0..1"),
     ],
 )
-def test_not_of_ours(tmp_path: Path, change: Change, reason: str) -> None:
+def test_metadata_must_be_those_of_an_export(tmp_path: Path, change: Change, reason: str) -> None:
     change(model := ours())
-    message = refusal(model, tmp_path)
+    message = error_of(model, tmp_path)
     assert "was not written by stage 'export' of this version: " in message
     assert reason in message
 
@@ -209,15 +231,14 @@ def flat(model: onnx.ModelProto) -> None:
         image_of(TensorProto.UINT8, 7, 1, 2, 2),
         image_of(TensorProto.UINT8, "batch", 1, "height", "width"),
         image_of(TensorProto.FLOAT, "batch", 1, 2, 2),
-        of("classes", '["even", "odd"]'),
+        with_spec(classes=["even", "odd"]),
+        with_spec(shape=[1, 2, 3]),
     ],
-    ids=["renamed", "swapped", "flat", "fixed batch", "open size", "floats", "classes"],
+    ids=["renamed", "swapped", "flat", "fixed batch", "open size", "floats", "classes", "shape"],
 )
-def test_another_signature(tmp_path: Path, change: Change) -> None:
+def test_inputs_and_outputs_must_be_those_of_the_spec(tmp_path: Path, change: Change) -> None:
     change(model := ours())
-    assert "; allowed is image, uint8 [batch, C, H, W] to logits and probabilities, float [batch, " in refusal(
-        model, tmp_path
-    )
+    assert "; its spec says image, uint8 [batch, 1, 2, " in error_of(model, tmp_path)
 
 
 def without_node(model: onnx.ModelProto) -> None:
@@ -229,23 +250,27 @@ def unknown_operator(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize("change", [without_node, unknown_operator])
-def test_invalid_graph(tmp_path: Path, change: Change) -> None:
+def test_the_graph_must_be_valid(tmp_path: Path, change: Change) -> None:
     change(model := ours())
-    assert "is no valid ONNX file: " in refusal(model, tmp_path)
+    assert "is not a valid ONNX file: " in error_of(model, tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x08", b"not ONNX", ours().SerializeToString()[:-40]])
-def test_other_bytes(tmp_path: Path, content: bytes) -> None:
-    assert "is no valid ONNX file: " in refusal(content, tmp_path)
+def test_other_bytes_are_an_error(tmp_path: Path, content: bytes) -> None:
+    assert "is not a valid ONNX file: " in error_of(content, tmp_path)
 
 
-def test_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_must_not_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_model, "MAX_BYTES", 100)
-    assert refusal(bytes(101), tmp_path).endswith(" has 101 bytes, allowed are 100")
+    assert error_of(bytes(101), tmp_path).endswith(" has 101 bytes, allowed are 100")
 
 
-def test_no_file(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "endless").symlink_to("/dev/zero")
-    for path, reason in ((tmp_path, "is no file"), (tmp_path / "endless", "is no file"), (tmp_path / "a", "not found")):
+    for path, reason in (
+        (tmp_path, "is not a file"),
+        (tmp_path / "endless", "is not a file"),
+        (tmp_path / "a", "not found"),
+    ):
         with pytest.raises(UserError, match=f"^{path} {reason}$"):
             OnnxModel(path)

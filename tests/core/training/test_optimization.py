@@ -1,4 +1,4 @@
-"""Settings arrive, rates take their course, losses are their formulas."""
+"""Optimizers take their settings, rates follow their schedule, and losses are their formulas."""
 
 from itertools import pairwise
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 from pydantic import TypeAdapter
-from stages.core.models import mlp  # FIXME
 from torch import nn
 
 from stages.core.training.config import Adam, AdamW, Constant, Cosine, CrossEntropy, Mse, OneCycle, Sgd
@@ -24,7 +23,7 @@ OPTIMIZERS: TypeAdapter[Any] = TypeAdapter(Sgd | Adam | AdamW)
     ],
 )
 def test_optimizers_take_their_settings(kind: type, settings: dict[str, Any]) -> None:
-    optimizer = make_optimizer(mlp([2, 2]), OPTIMIZERS.validate_python(settings))
+    optimizer = make_optimizer(nn.Linear(2, 2), OPTIMIZERS.validate_python(settings))
     assert type(optimizer) is kind
     assert {name: value for name, value in settings.items() if name != "name"}.items() <= (
         optimizer.param_groups[0].items()
@@ -32,7 +31,7 @@ def test_optimizers_take_their_settings(kind: type, settings: dict[str, Any]) ->
 
 
 def decayed(settings: dict[str, Any]) -> float:
-    """What one step without a gradient makes of a weight of 2."""
+    """Return what one step without a gradient makes of a weight of 2."""
     model = nn.Linear(1, 1, bias=False)
     nn.init.constant_(model.weight, 2.0)
     model.weight.grad = torch.zeros_like(model.weight)
@@ -44,13 +43,13 @@ def test_weight_decay_is_in_the_gradient_or_beside_it() -> None:
     sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.5}
     assert decayed(sgd) == pytest.approx(2 - 0.1 * 0.5 * 2)
     assert decayed({"name": "adamw", "lr": 0.1, "weight_decay": 0.5}) == pytest.approx(2 - 0.1 * 0.5 * 2)
-    # Adam's first step has the size of the rate, whatever the gradient's
+    # Adam's first step is as large as the rate, however large the gradient is.
     assert decayed({"name": "adam", "lr": 0.1, "weight_decay": 0.5}) == pytest.approx(2 - 0.1)
 
 
 def rates(schedule: Constant | OneCycle | Cosine, steps: int) -> list[float]:
-    """The learning rate of each step."""
-    optimizer = torch.optim.SGD(mlp([2, 2]).parameters(), lr=0.1)
+    """Return the learning rate of each step."""
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), lr=0.1)
     scheduler = make_schedule(optimizer, schedule, steps)
     found = []
     for _ in range(steps):
@@ -77,7 +76,7 @@ def test_one_cycle_keeps_the_momentum_of_sgd_and_turns_that_of_adam() -> None:
     sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.3, "nesterov": False, "weight_decay": 0.0}
     adamw = {"name": "adamw", "lr": 0.1, "weight_decay": 0.0}
     for settings, name, expected in ((sgd, "momentum", [0.3, 0.3]), (adamw, "betas", [0.95, 0.85])):
-        optimizer = make_optimizer(mlp([2, 2]), OPTIMIZERS.validate_python(settings))
+        optimizer = make_optimizer(nn.Linear(2, 2), OPTIMIZERS.validate_python(settings))
         schedule, found = make_schedule(optimizer, cycle, steps=8), []
         for _ in range(2):
             found.append(optimizer.param_groups[0][name])
