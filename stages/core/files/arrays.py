@@ -27,13 +27,13 @@ def map_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap
     except OSError:
         raise
     except Exception as error:  # The header is Python source, for which NumPy raises many kinds of exceptions.
-        raise UserError(f"{path} is damaged: {error}") from None
+        raise UserError(f"{path} is damaged: {error}") from error
     if (array.shape, array.dtype) != (shape, np.dtype(dtype)):
         expected = f"{np.dtype(dtype)} {[*shape]}"
         raise UserError(f"{path} holds {array.dtype} {[*array.shape]}, expected is {expected}")
-    # NumPy accepts more bytes than the shape needs, and values that are stored column by column.
-    size, expected_size = path.stat().st_size, array.offset + array.nbytes
-    if size != expected_size or not array.flags.c_contiguous:
-        reason = f"{size} bytes instead of {expected_size}" if size != expected_size else "its values are in another order"
-        raise UserError(f"{path} is damaged: {reason}")
+    # NumPy also accepts bytes after the end, and values that are stored column by column.
+    if (size := path.stat().st_size) != (expected_size := array.offset + array.nbytes):
+        raise UserError(f"{path} is damaged: {size} bytes instead of {expected_size}")
+    if not array.flags.c_contiguous:
+        raise UserError(f"{path} is damaged: its values are in another order")
     return array

@@ -92,7 +92,12 @@ def test_examples_round_trip(tmp_path: Path) -> None:
     [
         ("raw_labels", "label", [0, 10, 255], "in_range(0, 9) (2 failing; row 1: 10, row 2: 255)"),
         ("examples", "id", [0, 1, 1, 3], "field_uniqueness (2 failing; row 1: 1, row 2: 1)"),
-        ("examples", "split", ["train", "dev"] * 2, "isin(['train', 'validation', 'test']) (2 failing; row 1: dev, row"),
+        (
+            "examples",
+            "split",
+            ["train", "dev"] * 2,
+            "isin(['train', 'validation', 'test']) (2 failing; row 1: dev,",
+        ),
         ("examples", "label", [0, -1, 10, 9], "in_range(0, 9) (2 failing; row 1: -1, row 2: 10)"),
         ("examples", "pixel_mean", [0, -1, 256, 9], "in_range(0, 255) (2 failing; row 1: -1.0, row 2: 256.0)"),
         ("examples", "pixel_std", [1, 0, 1, -1], "no constant image (2 failing; row 1: 0.0, row 3: -1.0)"),
