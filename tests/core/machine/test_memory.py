@@ -51,7 +51,7 @@ def test_without_control_groups_the_machine_is_the_limit(groups: Path) -> None:
 def test_the_lowest_limit_of_a_control_group_and_those_above_it_counts(
     groups: Path, listed: str, folder: str, name: str
 ) -> None:
-    (groups / "proc/self/cgroup").write_text(f"1:pids:/other\n{listed}\n")
+    (groups / "proc/self/cgroup").write_text(f"1:pids:/pids\n{listed}\n")
     limit(groups, f"{folder}/user/job/{name}", "max\n")
     assert free_memory() > 1 << 20
     limit(groups, f"{folder}/user/{name}", "70000\n")
