@@ -54,59 +54,6 @@ def before(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return folder
 
 
-def test_metrics_by_hand() -> None:
-    overall, by_class = evaluate.measure(LOGITS, LABELS)
-    # class 0: 2 of 4 found, none wrong; class 1: its one found, 2 of 3 wrong; class 2: all right
-    assert by_class["precision"] == pytest.approx([1, 1 / 3, 1])
-    assert by_class["recall"] == pytest.approx([1 / 2, 1, 1])
-    assert by_class["f1"] == pytest.approx([2 / 3, 1 / 2, 1])
-    expected = {
-        "accuracy": 4 / 6,
-        "precision": 7 / 9,
-        "recall": 5 / 6,
-        "f1": 13 / 18,
-        "loss": (4 * log(2) + 2 * log(4)) / 6,
-        "calibration_error": 4 / 6 - 1 / 2,  # every confidence is 1/2
-    }
-    assert overall == pytest.approx(expected)
-
-
-def test_metrics_of_a_class_without_test_image() -> None:
-    overall, by_class = evaluate.measure(LOGITS[:5], LABELS[:5])
-    assert [by_class[name][2] for name in ("precision", "recall", "f1")] == [0, 0, 0]
-    assert by_class["recall"] == pytest.approx([1 / 2, 1, 0])
-    assert overall["accuracy"] == pytest.approx(3 / 5)
-
-
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [
-        (8, 10, 0.4902, 0.9433),
-        # Newcombe 1998, table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_interval_as_published(correct: int, total: int, low: float, high: float) -> None:
-    assert evaluate.wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_interval_of_another_level() -> None:
-    # with no success the upper end is z^2 / (n + z^2)
-    z = 2.5758293
-    assert evaluate.wilson_interval(0, 50, level=0.99)[1] == pytest.approx(z**2 / (50 + z**2))
-
-
-def test_wilson_interval_stays_within_0_and_1() -> None:
-    for total in range(1, 300):
-        for correct in (0, total):
-            low, high = evaluate.wilson_interval(correct, total)
-            assert 0 <= low < high <= 1
-            assert low <= correct / total <= high
-
-
 def test_table_of_predictions() -> None:
     table = evaluate.tabulate(LOGITS, LABELS)
     assert table.columns == ["index", "label", "prediction", "confidence"]
