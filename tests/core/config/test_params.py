@@ -348,7 +348,7 @@ def test_no_mapping(tmp_path: Path, text: str, found: str) -> None:
         load_params(path)
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "recipe_defaults": {
         "loss": {"name": "cross_entropy", "label_smoothing": 0.05},
         "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.02},

@@ -121,7 +121,7 @@ def test_metrics_are_those_of_torchmetrics(case: str) -> None:
     }.items():
         expected = function(logits, labels, num_classes=num_classes, average="none", zero_division=0)
         assert by_class[name] == pytest.approx(expected.tolist(), abs=1e-6), name
-        # torchmetrics leaves a class out of its mean that is neither among the labels nor the predictions.
+        # The mean of torchmetrics would leave out a class that is neither among the labels nor the predictions.
         assert overall[name] == pytest.approx(expected.double().mean().item(), abs=1e-6), name
     accuracy = classification.multiclass_accuracy(logits, labels, num_classes=num_classes, average="micro")
     assert overall["accuracy"] == pytest.approx(accuracy.item(), abs=1e-6)

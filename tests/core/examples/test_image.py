@@ -249,7 +249,7 @@ def test_box_and_centre_of_mass_as_in_mnist() -> None:
     rows, columns = np.flatnonzero(image.max(axis=1) > 0), np.flatnonzero(image.max(axis=0) > 0)
     assert rows[-1] - rows[0] + 1 == 20
     assert columns[-1] - columns[0] + 1 < 20
-    # what 60,000 of its images have: a mean of 14 and a step of one pixel
+    # 60,000 of its images have a mean of 14 and a step of one pixel.
     for axis in (0, 1):
         assert abs(image.sum(axis=1 - axis) @ np.arange(28) / image.sum() - 14) <= 0.51
     assert centred(draw_digit(400, 600, 0, 255), 56).max(axis=1).nonzero()[0].size == 40
