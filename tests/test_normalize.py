@@ -1,152 +1,130 @@
-"""From IDX files to normalized splits, and what is refused on the way."""
+"""Test the way from IDX files to splits of raw images, and what is an error on the way."""
 
 import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
-import torch
-from stages.core.datasets import normalize_pixels  # FIXME
-from stages.core.schemas import SPLITS, normalized, summary
-from stages.core.sums import record  # FIXME
-from stages.core.tensors import read_tensors  # FIXME
-from tensordict import TensorDict
+from numpy.typing import NDArray
 
 from stages import normalize
 from stages.core.config.params import load_params
 from stages.core.data.idx import FILES, write_idx
+from stages.core.data.splits import read_dataset
 from stages.core.files.errors import UserError
-from stages.core.files.tables import read_table
-from stages.normalize import DETAILS, METRICS, NORMALIZED, stratified_split
-from tests.conftest import PROJECT, make_images, write_params
+from stages.core.files.layout import (
+    DATA_DETAILS,
+    DATA_METRICS,
+    EXAMPLES,
+    NORMALIZE,
+    NORMALIZED,
+    SPEC,
+    download_outputs,
+)
+from tests.conftest import CLASSES, PROJECT, make_images, write_params
 
 RAW = Path("artifacts/raw/tiny")
-MNIST_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # images of each class
+Images = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
-def write_raw(
-    train: tuple[torch.Tensor, torch.Tensor] | None = None, test: tuple[torch.Tensor, torch.Tensor] | None = None
-) -> None:
+def write_raw(train: Images | None = None, test: Images | None = None) -> None:
     RAW.mkdir(parents=True, exist_ok=True)
     for split, (images, labels) in {"train": train or make_images(300, 1), "test": test or make_images(100, 2)}.items():
-        write_idx(RAW / FILES[f"{split}_images"], images)
-        write_idx(RAW / FILES[f"{split}_labels"], labels)
-    record("download", RAW)
+        write_idx(RAW / FILES[split].images, images)
+        write_idx(RAW / FILES[split].labels, labels)
+    download_outputs("tiny").record(RAW)
 
 
-def read_splits(mean: float, std: float, num_classes: int = 10) -> dict[str, TensorDict]:
-    return {split: read_tensors(NORMALIZED / split, normalized(num_classes, mean, std)) for split in SPLITS}
+def ids_of(split: str) -> list[int]:
+    return read_dataset().examples.filter(split=split)["id"].to_list()
 
 
 def refused() -> str:
-    """The message that `main` ends with; it must leave nothing behind."""
+    """Return the message that `main` ends with; it must leave nothing behind."""
     with pytest.raises(UserError) as refusal:
         normalize.main()
     assert not NORMALIZED.exists()
     assert not NORMALIZED.with_name("normalized.partial").exists()
-    assert not METRICS.exists()
+    assert not DATA_METRICS.exists()
     return str(refusal.value)
 
 
-def test_values(workspace: Path, params: dict[str, Any]) -> None:
-    mean, std = 0.1307, 0.3081
-    params["normalize"].update(mean=mean, std=std)
+def test_values(workspace: Path) -> None:
+    write_raw()
+    normalize.main()
+    images, labels = (np.concatenate(arrays) for arrays in zip(make_images(300, 1), make_images(100, 2), strict=True))
+    dataset = read_dataset()
+    for split, size in {"train": 250, "validation": 50, "test": 100}.items():
+        inputs, labels_N = dataset.read(split)
+        assert len(inputs) == size
+        # An id is the example's place in the training file, then in the test file.
+        np.testing.assert_array_equal(inputs, images[ids_of(split), None], strict=True)
+        np.testing.assert_array_equal(labels_N, labels[ids_of(split)].astype(np.int64), strict=True)
+
+
+def test_the_spec_says_what_an_example_is(workspace: Path, params: dict[str, Any]) -> None:
+    params["normalize"].update(mean=0.1307, std=0.3081)
     write_params(params, workspace)
     write_raw()
     normalize.main()
-    images = torch.cat([make_images(300, 1)[0], make_images(100, 2)[0]])
-    labels = torch.cat([make_images(300, 1)[1], make_images(100, 2)[1]])
-    splits = read_splits(mean, std)
-    assert {split: len(data) for split, data in splits.items()} == {"train": 250, "validation": 50, "test": 100}
-    for data in splits.values():
-        assert data["image"].dtype == torch.float32
-        assert data["image"].shape == (len(data), 1, 28, 28)
-        assert data["label"].dtype == data["id"].dtype == torch.int64
-        # an id is the image's place in the training file, then in the test file
-        expected = (images[data["id"]].unsqueeze(1).double() / 255 - mean) / std
-        torch.testing.assert_close(data["image"].double(), expected, rtol=0, atol=1e-6)
-        assert torch.equal(data["label"], labels[data["id"]].long())
+    assert json.loads(SPEC.read_text()) == {
+        "kind": "image",
+        "shape": [1, 28, 28],
+        "dtype": "uint8",
+        "classes": CLASSES,
+        "mean": 0.1307,
+        "std": 0.3081,
+        "centre_ink": False,
+    }
 
 
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.5), (0.1307, 0.3081), (1.0, 0.001)])
-def test_every_byte(mean: float, std: float) -> None:
-    values = normalize_pixels(torch.arange(256, dtype=torch.uint8), mean, std)
-    assert values.dtype == torch.float32
-    assert values.tolist() == pytest.approx([(byte / 255 - mean) / std for byte in range(256)], abs=1e-6 / std)
+def test_everything_that_was_written_is_recorded(workspace: Path) -> None:
+    write_raw()
+    normalize.main()
+    files = [EXAMPLES, SPEC, *(NORMALIZED / f"{split}.npy" for split in ("test", "train", "validation"))]
+    assert [*NORMALIZE.read()] == [*files, DATA_METRICS, DATA_DETAILS]
+    NORMALIZE.verify(NORMALIZED, DATA_METRICS, DATA_DETAILS)
 
 
 def test_splits_are_disjoint_and_complete(workspace: Path) -> None:
     write_raw()
     normalize.main()
-    ids = {split: set(data["id"].tolist()) for split, data in read_splits(0.5, 0.5).items()}
-    assert sum(len(of_split) for of_split in ids.values()) == 400
-    assert ids["train"] | ids["validation"] == set(range(300))
-    assert ids["test"] == set(range(300, 400))
+    train, validation, test = (ids_of(split) for split in ("train", "validation", "test"))
+    assert sorted(train + validation) == list(range(300))
+    assert test == list(range(300, 400))
+    assert train == sorted(train)
+    assert validation == sorted(validation)
+    held = read_dataset().read("validation").labels
+    assert np.bincount(held).tolist() == [5] * 10
 
 
-def test_summary(workspace: Path) -> None:
+def test_table_of_examples(workspace: Path) -> None:
     write_raw()
     normalize.main()
-    table = read_table(NORMALIZED / "summary.parquet", summary(10))
+    table = read_dataset().examples
     assert table["id"].n_unique() == table.height == 400
+    assert set(table.filter(split="test")["file"]) == {"t10k-images-idx3-ubyte"}
+    assert set(table.filter(pl.col("split") != "test")["file"]) == {"train-images-idx3-ubyte"}
     images, labels = make_images(300, 1)
     for row in table.filter(pl.col("id").is_in([0, 57, 299])).iter_rows(named=True):
         image = images[row["id"]]
         assert row["label"] == labels[row["id"]]
-        assert row["pixel_mean"] == pytest.approx(image.double().mean().item(), rel=1e-5)
-        assert row["pixel_std"] == pytest.approx(image.double().std(correction=0).item(), rel=1e-5)
-        assert row["sha256"] == hashlib.sha256(image.numpy().tobytes()).hexdigest()
-
-
-def test_split_is_stratified() -> None:
-    labels = torch.tensor([0] * 50 + [1] * 30 + [2] * 20)[torch.randperm(100, generator=torch.Generator())]
-    kept, held = stratified_split(labels, share=0.1, seed=1)
-    assert torch.bincount(labels[held]).tolist() == [5, 3, 2]
-    assert torch.bincount(labels[kept]).tolist() == [45, 27, 18]
-    # largest remainder: 3.5, 2.1 and 1.4 are exact
-    assert torch.bincount(labels[stratified_split(labels, share=0.07, seed=1)[1]]).tolist() == [4, 2, 1]
-
-
-def test_mnist_holds_out_5000_of_60000(params: dict[str, Any]) -> None:
-    labels = torch.arange(10).repeat_interleave(torch.tensor(MNIST_COUNTS))
-    share = load_params(PROJECT / "params.yaml").normalize.validation
-    kept, held = stratified_split(labels, share, seed=1)
-    assert torch.bincount(labels[held]).tolist() == [494, 562, 496, 511, 487, 452, 493, 522, 487, 496]
-    assert (len(kept), len(held)) == (55_000, 5_000)
-
-
-@pytest.mark.parametrize("share", [0.0001, 0.07, 0.5, 0.9999])
-def test_a_class_of_two_images_is_in_both_parts(share: float) -> None:
-    labels = torch.tensor([0] * 90 + [1] * 7 + [2] * 2 + [4])
-    kept, held = stratified_split(labels, share, seed=1)
-    assert labels[kept].unique().tolist() == [0, 1, 2, 4]
-    assert labels[held].unique().tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("share", "held_out"),
-    [(0.01, 7), (0.07, 7), (0.1, 10), (0.104, 10), (0.106, 11), (0.5, 50), (0.93, 93), (0.99, 93)],
-)
-def test_split_is_disjoint_complete_and_ascending(share: float, held_out: int) -> None:
-    labels = torch.arange(100) % 7
-    kept, held = stratified_split(labels, share, seed=3)
-    assert len(held) == held_out
-    assert torch.cat([kept, held]).sort().values.tolist() == list(range(100))
-    assert kept.tolist() == sorted(kept.tolist())
-    assert held.tolist() == sorted(held.tolist())
+        assert row["pixel_mean"] == pytest.approx(image.mean(), rel=1e-5)
+        assert row["pixel_std"] == pytest.approx(image.std(), rel=1e-5)
+        assert row["sha256"] == hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def test_split_depends_on_the_seed_alone(workspace: Path, params: dict[str, Any]) -> None:
     write_raw()
     held: list[list[int]] = []
     for seed in (1, 1, 2):
-        torch.manual_seed(len(held))
         params["seed"] = seed
         write_params(params, workspace)
         normalize.main()
-        held.append(read_splits(0.5, 0.5)["validation"]["id"].tolist())
+        held.append(ids_of("validation"))
     assert held[0] == held[1]
     assert held[0] != held[2]
 
@@ -157,9 +135,9 @@ def test_duplicates_are_reported(workspace: Path, capsys: pytest.CaptureFixture[
     test_images[4] = test_images[14]
     write_raw((images, labels), (test_images, test_labels))
     normalize.main()
-    assert json.loads(METRICS.read_text()) == {"images": 400, "duplicates": 4}
-    details = json.loads(DETAILS.read_text())
-    assert set(details.pop("made_from")) == {"data", "settings", "code", "versions", "device"}
+    assert json.loads(DATA_METRICS.read_text()) == {"images": 400, "duplicates": 4}
+    details = json.loads(DATA_DETAILS.read_text())
+    assert set(details.pop("made_from")) == {"data", "settings", "code", "versions"}
     assert details == {
         "train": 250,
         "validation": 50,
@@ -174,7 +152,7 @@ def test_duplicates_are_reported(workspace: Path, capsys: pytest.CaptureFixture[
 def test_no_duplicates(workspace: Path) -> None:
     write_raw()
     normalize.main()
-    assert json.loads(METRICS.read_text())["duplicates"] == 0
+    assert json.loads(DATA_METRICS.read_text())["duplicates"] == 0
 
 
 def test_constant_image(workspace: Path) -> None:
@@ -182,19 +160,19 @@ def test_constant_image(workspace: Path) -> None:
     images[42] = 7
     write_raw(test=(images, labels))
     message = refused()
-    assert "summary.parquet violates its schema" in message
-    # the summary's rows: 300 of the training file, then the test file's
+    assert message.startswith(f"{EXAMPLES} violates its schema:\n")
+    # The table has 300 rows of the training file, then those of the test file.
     assert "column 'pixel_std': no constant image (1 failing; row 342: 0.0)" in message
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_label_outside_the_classes(workspace: Path, split: str) -> None:
     images, labels = make_images(100, 2)
-    labels[[13, 17]] = torch.tensor([10, 255], dtype=torch.uint8)
+    labels[[13, 17]] = [10, 255]
     write_raw(**{split: (images, labels)})
     message = refused()
     assert "artifacts/raw/tiny violates its schema" in message
-    assert "column 'label': in 0..9 (failing rows 13, 17, found 10, 255)" in message
+    assert "column 'label': in_range(0, 9) (2 failing; row 13: 10, row 17: 255)" in message
 
 
 def test_a_class_share_out_of_bounds_is_reported(workspace: Path, params: dict[str, Any]) -> None:
@@ -236,28 +214,42 @@ def test_the_default_settings_suit_a_small_and_uneven_data_set(workspace: Path, 
     params["normalize"] = load_params(PROJECT / "params.yaml").normalize.model_dump()
     params["datasets"]["tiny"]["classes"] = ["cat", "dog", "owl"]
     write_params(params, workspace)
-    labels = torch.tensor([0] * 420 + [1] * 120 + [2] * 60, dtype=torch.uint8)
+    labels = np.array([0] * 420 + [1] * 120 + [2] * 60, np.uint8)
     write_raw((make_images(600, 1)[0], labels), (make_images(100, 2)[0], labels[::6]))
     normalize.main()
-    held = read_splits(0.5, 0.5, num_classes=3)["validation"]
-    assert torch.bincount(held["label"]).tolist() == [35, 10, 5]
+    assert np.bincount(read_dataset().read("validation").labels).tolist() == [35, 10, 5]
 
 
 def test_images_and_labels_that_do_not_match(workspace: Path) -> None:
     images, labels = make_images(100, 2)
     write_raw(test=(images, labels[:-1]))
     message = refused()
-    assert f"{RAW / FILES['test_images']} has 100 images, {RAW / FILES['test_labels']} has 99 labels" in message
+    assert f"{RAW / FILES['test'].images} has 100 images, {RAW / FILES['test'].labels} has 99 labels" in message
 
 
-def test_refusal_keeps_the_splits_of_an_earlier_run(workspace: Path) -> None:
+def test_training_and_test_images_of_different_shapes(workspace: Path) -> None:
+    images, labels = make_images(100, 2)
+    write_raw(test=(images[:, :, 1:], labels))
+    assert refused() == f"{RAW} has training images of shape (1, 28, 28), test images of shape (1, 28, 27)"
+
+
+def test_raw_files_that_the_download_did_not_write(workspace: Path) -> None:
+    write_raw()
+    path = RAW / FILES["test"].images
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert refused().startswith(f"{path} is not what stage 'download' wrote")
+
+
+def test_an_error_keeps_the_splits_of_an_earlier_run(workspace: Path) -> None:
     write_raw()
     normalize.main()
-    before = read_splits(0.5, 0.5)["test"].clone()
+    before = {path: path.read_bytes() for path in NORMALIZED.iterdir()}
     images, labels = make_images(100, 5)
     images[0] = 0
     write_raw(test=(images, labels))
     with pytest.raises(UserError, match="no constant image"):
         normalize.main()
-    after = read_splits(0.5, 0.5)["test"]
-    assert torch.equal(before["image"], after["image"])
+    assert {path: path.read_bytes() for path in NORMALIZED.iterdir()} == before
+    NORMALIZE.verify(NORMALIZED, DATA_METRICS, DATA_DETAILS)

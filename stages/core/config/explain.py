@@ -22,11 +22,14 @@ def explain_all(error: ValidationError, content: Any, merged: Any) -> list[str]:
 
 def explain(detail: Any, content: Any, merged: Any) -> str:
     """Return the field as it stands in the file, what was found, and what is allowed."""
-    keys = find_keys(detail["loc"], merged, whole=detail["type"] == "value_error")
-    if detail["type"] != "missing" and is_inherited(keys, content):
+    kind, found = detail["type"], detail["input"]
+    keys = find_keys(detail["loc"], merged, whole=kind == "value_error")
+    if is_default(keys, kind, content, merged):
         keys = ["recipe_defaults", *keys[2:]]
+        if kind == "union_tag_invalid":  # The recipe may have added values to the section.
+            found = content["recipe_defaults"][keys[1]]
     field = ".".join(keys) or "the file"
-    match detail["type"]:
+    match kind:
         case "missing" if keys[:1] == ["recipes"] and len(keys) > 2:
             return f"  {field}: is missing, and recipe_defaults does not state it"
         case "missing":
@@ -34,15 +37,32 @@ def explain(detail: Any, content: Any, merged: Any) -> str:
         case "value_error":  # of several values together
             return f"  {field}: {detail['ctx']['error']}"
         case "extra_forbidden":
-            return f"  {field}: found {shown(detail['input'])}, but there is no such key"
+            return f"  {field}: found {shown(found)}, but there is no such key"
         case _:
-            return f"  {field}: found {shown(detail['input'])}, {detail['msg'][0].lower()}{detail['msg'][1:]}"
+            return f"  {field}: found {shown(found)}, {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
-def is_inherited(keys: list[str], content: Any) -> bool:
-    """Return whether a recipe leaves out the value at these keys, so that it comes from `recipe_defaults`."""
-    if keys[:1] != ["recipes"]:
+def is_default(keys: list[str], kind: str, content: Any, merged: Any) -> bool:
+    """Return whether what is wrong at these keys of a recipe is wrong in `recipe_defaults`."""
+    if keys[:1] != ["recipes"] or len(keys) < 3:
         return False
+    match kind:
+        case "missing":  # It is missing in the defaults if these have the section and the recipe adds to it.
+            sections = content.get("recipe_defaults", {}).get(keys[2]), merged["recipes"][keys[1]].get(keys[2])
+            return all(isinstance(section, dict) for section in sections) and len({*map(name_of, sections)}) == 1
+        case "union_tag_invalid":
+            return is_left_out([*keys, "name"], content)
+        case _:
+            return is_left_out(keys, content)
+
+
+def name_of(section: Any) -> str:
+    """Return the text of the section's name, which may be any value in a mistyped file."""
+    return repr(section.get("name"))
+
+
+def is_left_out(keys: list[str], content: Any) -> bool:
+    """Return whether the file does not have the value at these keys, so that it comes from `recipe_defaults`."""
     for key in keys:
         if not isinstance(content, dict):
             return False

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
 
-from stages.core.config.explain import explain_all
+from stages.core.config.explain import explain_all, shown
 from stages.core.config.section import Name, Section
 from stages.core.config.yaml_text import parse_yaml, read_text
 from stages.core.data.config import Dataset, Normalize
@@ -58,6 +58,10 @@ def parse_params(text: str, path: Path) -> Params:
     """Return the validated params in `text`; `path` names them in errors."""
     # DVC reads the file with the same parser, so a value means the same to both (1e-3 is a number).
     content = parse_yaml(text, YAML(typ="safe"), str(path))
+    if isinstance(content, dict) and not isinstance(defaults := content.get(DEFAULTS, {}), dict):
+        raise UserError(
+            f"{path} is invalid:\n  {DEFAULTS}: found {shown(defaults)}, input should be a valid dictionary"
+        )
     merged = with_complete_recipes(content)
     try:
         params = Params.model_validate(merged)
@@ -128,14 +132,14 @@ def set_field(content: Any, keys: list[str], value: Any) -> None:
         known = [*section, *(defaults or {})] if isinstance(section, dict) else []
         if key not in known:
             raise KeyError(f"there is no '{key}'{did_you_mean(key, known)}")
-        if depth == 2 and keys[0] == "recipes":
-            defaults = content.get(DEFAULTS, {})
         if depth == len(keys) - 1:
             section[key] = value
             return
-        if key not in section:
-            section[key] = {}
-        section, defaults = section[key], defaults.get(key) if isinstance(defaults, dict) else None
+        section = section.setdefault(key, {})
+        if (depth, keys[0]) == (1, "recipes"):
+            defaults = content.get(DEFAULTS)
+        else:
+            defaults = defaults.get(key) if isinstance(defaults, dict) else None
 
 
 if __name__ == "__main__":

@@ -51,8 +51,10 @@ def specify(shape: tuple[int, ...], classes: list[str], mean: float, std: float,
 
 def describe(images_NCHW: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
     """Return what the table of examples records about images: mean and deviation of the pixels (0..255) of each."""
-    pixels_NP = images_NCHW.reshape(len(images_NCHW), -1).astype(np.float32)
-    return {"pixel_mean": pixels_NP.mean(1), "pixel_std": pixels_NP.std(1)}
+    pixels_NP = images_NCHW.reshape(len(images_NCHW), -1)
+    # In float32, the deviation of a large constant image would not be exactly 0.
+    mean_N, std_N = pixels_NP.mean(1, dtype=np.float64), pixels_NP.std(1, dtype=np.float64)
+    return {"pixel_mean": mean_N.astype(np.float32), "pixel_std": std_N.astype(np.float32)}
 
 
 def summarize(examples: pl.DataFrame) -> dict[str, float]:

@@ -24,9 +24,16 @@ def map_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap
     """Map a .npy file into memory, copied on write; raise `UserError` unless it holds this shape and dtype."""
     try:
         array = np.lib.format.open_memmap(path, mode="c")
-    except (ValueError, SyntaxError, KeyError, TypeError, EOFError) as error:  # Its header is Python source.
-        raise UserError(f"{path} is damaged: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # The header is Python source, for which NumPy raises many kinds of exceptions.
+        raise UserError(f"{path} is damaged: {error}") from error
     if (array.shape, array.dtype) != (shape, np.dtype(dtype)):
         expected = f"{np.dtype(dtype)} {[*shape]}"
         raise UserError(f"{path} holds {array.dtype} {[*array.shape]}, expected is {expected}")
+    # NumPy also accepts bytes after the end, and values that are stored column by column.
+    if (size := path.stat().st_size) != (expected_size := array.offset + array.nbytes):
+        raise UserError(f"{path} is damaged: {size} bytes instead of {expected_size}")
+    if not array.flags.c_contiguous:
+        raise UserError(f"{path} is damaged: its values are in another order")
     return array

@@ -1,17 +1,20 @@
-"""params.yaml is right, and each wrong value is refused by name."""
+"""Test that params.yaml is valid, that each wrong value is reported by name, and that recipes are completed."""
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from dvc.exceptions import InvalidArgumentError
 from dvc.utils.hydra import apply_overrides  # `dvc exp run -S` calls this.
 from ruamel.yaml import YAML
 
-from stages.core.config.params import load_params, override_params
+from stages.core.config.params import load_params, override_params, with_complete_recipes
 from stages.core.files.errors import UserError
 from tests.conftest import PROJECT, write_params
 
@@ -33,20 +36,38 @@ def refusal(path: Path) -> str:
 
 def set_field(content: Any, field: str, value: object) -> None:
     *parents, last = (int(part) if part.isdigit() else part for part in field.split("."))
-    for part in parents:
-        content = content[part]
+    for part in parents:  # A recipe may leave out a section.
+        content = content.setdefault(part, {}) if isinstance(content, dict) else content[part]
     if value is MISSING:
         del content[last]
     else:
         content[last] = value
 
 
-def test_the_projects_params() -> None:
+def test_the_projects_params(content: dict[str, Any]) -> None:
     params = load_params(FILE)
-    content = YAML(typ="safe").load(FILE)
-    assert params.model_dump() == content
+    assert params.model_dump(exclude={"recipes"}) == {
+        name: section for name, section in content.items() if name not in {"recipes", "recipe_defaults"}
+    }
+    assert [*params.recipes] == [*content["recipes"]]
     assert params.chosen_recipe == params.recipes[params.recipe]
     assert params.chosen_dataset == params.datasets[params.dataset]
+
+
+def test_the_projects_recipes_are_what_they_state_and_the_defaults(content: dict[str, Any]) -> None:
+    defaults = content["recipe_defaults"]
+    for name, recipe in load_params(FILE).model_dump()["recipes"].items():
+        stated = content["recipes"][name]
+        assert set(recipe) == {*defaults, *stated}
+        for field, value in recipe.items():
+            default, own = defaults.get(field, {}), stated.get(field, {})
+            if not isinstance(value, dict):
+                assert value == stated.get(field, default)
+            elif own.get("name", value.get("name")) == default.get("name"):
+                assert set(value) == {*default, *own}
+                assert all(item == own.get(key, default.get(key)) for key, item in value.items())
+            else:
+                assert value == own
 
 
 @pytest.mark.parametrize("recipe", ["article", "convnet"])
@@ -106,9 +127,9 @@ WRONG = [
     ("recipes.convnet.regularization.patience", 1.5, "input should be a valid integer"),
     ("recipes.mlp.model.dropout", 1.0, "input should be less than 1"),
     ("recipes.wavenet.model.layers", 13, "input should be less than or equal to 12"),
-    ("train.processes", 0, "input should be greater than or equal to 1"),
-    ("train.cuda_graph", 1, "input should be a valid boolean"),
-    ("train.compile", True, "input should be 'none', 'default' or 'max-autotune-no-cudagraphs'"),
+    ("machine.processes", 0, "input should be greater than or equal to 1"),
+    ("machine.cuda_graph", 1, "input should be a valid boolean"),
+    ("machine.compile", True, "input should be 'none', 'default' or 'max-autotune-no-cudagraphs'"),
     ("recipes.convnet.epochs", 0, "input should be greater than 0"),
     # far more than is of use
     ("normalize.std", 1e-300, "input should be greater than or equal to 0.0001"),
@@ -137,7 +158,7 @@ WRONG = [
     ("datasets.mnist.classes", ["only"], "list should have at least 2 items after validation, not 1"),
     ("datasets.mnist.sources", [], "list should have at least 1 item after validation, not 0"),
     # not one of the names
-    ("device", "gpu", "input should be 'auto', 'cpu', 'cuda' or 'mps'"),
+    ("machine.device", "gpu", "input should be 'auto', 'cpu', 'cuda' or 'mps'"),
     ("recipes.convnet.precision", "float16", "input should be 'auto', 'float32' or 'bfloat16'"),
     ("recipes.convnet.loss", {"name": "hinge"}, "input tag 'hinge' found using 'name' does not match any"),
     ("datasets.mnist.sources.0.dataset", "CIFAR10", "input should be 'MNIST', 'FashionMNIST' or 'KMNIST'"),
@@ -156,7 +177,7 @@ WRONG = [
     ("recipes.article.model.channels", [8], "but there is no such key"),
     ("recipes.convnet.optimizer.momentum", 0.9, "but there is no such key"),
     ("datasets.mnist.sources.0.url", "/tmp", "but there is no such key"),
-    ("train.processes", 3, "must divide batch_size of recipe 'convnet' (128)"),
+    ("machine.processes", 3, "must divide batch_size of recipe 'convnet' (128)"),
     # unknown choices
     (
         "recipe",
@@ -179,7 +200,7 @@ def test_wrong_value(tmp_path: Path, content: dict[str, Any], field: str, value:
     set_field(content, field, value)
     write_params(content, tmp_path)
     headline, line = refusal(tmp_path / "params.yaml").split("\n")
-    assert headline == f"{tmp_path / 'params.yaml'} is refused:"
+    assert headline == f"{tmp_path / 'params.yaml'} is invalid:"
     assert line.startswith(f"  {field}: found {value!r}, {allowed}")
 
 
@@ -197,7 +218,8 @@ def test_far_name_is_not_suggested(tmp_path: Path, content: dict[str, Any]) -> N
         "normalize.std",
         "normalize.class_share.min",
         "recipes.article.epochs",
-        "recipes.convnet.optimizer.lr",
+        "recipes.vgg.optimizer.lr",
+        "recipes.convnet.model",
         "recipes.convnet.model.channels",
         "datasets.mnist.sha256.train.images",
         "datasets.mnist.sources.1.member",
@@ -282,7 +304,7 @@ def test_key_with_the_name_of_the_union_member(tmp_path: Path, content: dict[str
         ("seed: 1\nseed: 2\n", 'found duplicate key "seed" with value "2" (original value: "1")'),
         ("---\nseed: 1\n---\nseed: 2\n", "expected a single document"),
         ("seed: \x01\n", "control characters are not allowed"),
-        # has the form of a date, and is none
+        # This has the form of a date, but there is no such month.
         ("seed: 2024-13-45\n", "month must be in 1..12"),
     ],
 )
@@ -309,7 +331,7 @@ def test_no_yaml(tmp_path: Path, text: str, reason: str) -> None:
 def test_what_yaml_allows_and_this_file_does_not(tmp_path: Path, text: str, line: int, found: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
-    assert refusal(path).startswith(f"{path} is refused:\n  line {line}: {found}")
+    assert refusal(path).startswith(f"{path} is invalid:\n  line {line}: {found}")
 
 
 def test_no_text(tmp_path: Path) -> None:
@@ -322,8 +344,254 @@ def test_no_text(tmp_path: Path) -> None:
 def test_no_mapping(tmp_path: Path, text: str, found: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(text)
-    with pytest.raises(UserError, match=rf"is refused:\n  the file: found {found}, input should be a valid dictionary"):
+    with pytest.raises(UserError, match=rf"is invalid:\n  the file: found {found}, input should be a valid dictionary"):
         load_params(path)
+
+
+SMALL: dict[str, Any] = {
+    "recipe_defaults": {
+        "loss": {"name": "cross_entropy", "label_smoothing": 0.05},
+        "optimizer": {"name": "adamw", "lr": 0.01, "weight_decay": 0.02},
+        "augmentation": {"shift": 2, "rotation": 3},
+        "batch_size": 256,
+    },
+    "recipes": {
+        "same": {},
+        "other": {
+            "loss": {"name": "mse"},
+            "optimizer": {"lr": 0.5},
+            "augmentation": {"rotation": 0, "shear": 7},
+            "batch_size": 8,
+            "epochs": 1,
+        },
+        "named": {"optimizer": {"name": "adamw", "lr": 0.5}, "loss": {"label_smoothing": 0}},
+    },
+    "seed": 1,
+}
+
+
+def test_recipes_are_completed() -> None:
+    before = deepcopy(SMALL)
+    assert with_complete_recipes(SMALL) == {
+        "recipes": {
+            "same": SMALL["recipe_defaults"],
+            "other": {
+                "loss": {"name": "mse"},
+                "optimizer": {"name": "adamw", "lr": 0.5, "weight_decay": 0.02},
+                "augmentation": {"shift": 2, "rotation": 0, "shear": 7},
+                "batch_size": 8,
+                "epochs": 1,
+            },
+            "named": {
+                "loss": {"name": "cross_entropy", "label_smoothing": 0},
+                "optimizer": {"name": "adamw", "lr": 0.5, "weight_decay": 0.02},
+                "augmentation": {"shift": 2, "rotation": 3},
+                "batch_size": 256,
+            },
+        },
+        "seed": 1,
+    }
+    assert before == SMALL
+
+
+@pytest.mark.parametrize(
+    "recipe", [{"loss": None}, {"loss": "mse"}, {"loss": []}, {"augmentation": 0}, {"batch_size": {"name": "x"}}]
+)
+def test_a_value_of_another_type_is_not_completed(recipe: dict[str, Any]) -> None:
+    merged = with_complete_recipes({**SMALL, "recipes": {"one": recipe}})
+    assert merged["recipes"]["one"] == SMALL["recipe_defaults"] | recipe
+
+
+@pytest.mark.parametrize(
+    "unchanged", [None, [], "text", {"recipes": {"one": {}}}, {"recipe_defaults": [], "recipes": {}}, {"seed": 1}]
+)
+def test_without_defaults_nothing_is_completed(unchanged: object) -> None:
+    assert with_complete_recipes(unchanged) == unchanged
+
+
+def test_complete_recipes_need_no_defaults(tmp_path: Path, content: dict[str, Any]) -> None:
+    complete = json.loads(json.dumps(with_complete_recipes(content)))  # It holds no section twice, as YAML's aliases.
+    write_params(complete, tmp_path)
+    assert load_params(tmp_path / "params.yaml") == load_params(FILE)
+
+
+WRONG_DEFAULTS = [
+    ("batch_size", 0, "found 0, input should be greater than 0"),
+    ("precision", "half", "found 'half', input should be 'auto', 'float32' or 'bfloat16'"),
+    ("loss.label_smoothing", 1, "found 1, input should be less than 1"),
+    ("augmentation.shift", -1, "found -1, input should be greater than or equal to 0"),
+    ("augmentation.shfit", 1, "found 1, but there is no such key"),
+    ("optimizer.momentum", 0.9, "found 0.9, but there is no such key"),
+    ("regularization", 7, "found 7, input should be a valid dictionary or instance of Regularization"),
+    ("dropout", 0.5, "found 0.5, but there is no such key"),
+    ("regularization.patience", MISSING, "is missing"),
+    ("optimizer.weight_decay", MISSING, "is missing"),
+]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    WRONG_DEFAULTS,
+    ids=[f"{field}={str(value)[:9]}" for field, value, _ in WRONG_DEFAULTS],
+)
+def test_a_wrong_default_is_reported_once(
+    tmp_path: Path, content: dict[str, Any], field: str, value: object, message: str
+) -> None:
+    for recipe in content["recipes"].values():  # Recipes can add only to a section.
+        if not isinstance(value, dict) and field == "regularization":
+            recipe.pop(field, None)
+    set_field(content, f"recipe_defaults.{field}", value)
+    write_params(content, tmp_path)
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [f"  recipe_defaults.{field}: {message}"]
+
+
+def test_an_unknown_name_in_the_defaults_is_reported_once(tmp_path: Path, content: dict[str, Any]) -> None:
+    wrong = content["recipe_defaults"]["optimizer"]
+    wrong["name"] = "lion"
+    write_params(content, tmp_path)
+    [line] = refusal(tmp_path / "params.yaml").split("\n")[1:]
+    assert line.startswith(
+        f"  recipe_defaults.optimizer: found {wrong!r}, input tag 'lion' found using 'name' does not"
+    )
+
+
+def test_values_in_the_defaults_that_do_not_go_together(tmp_path: Path, content: dict[str, Any]) -> None:
+    for recipe in content["recipes"].values():
+        recipe.pop("optimizer", None)
+    sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": True, "weight_decay": 0.0}
+    set_field(content, "recipe_defaults.optimizer", sgd)
+    write_params(content, tmp_path)
+    message = "  recipe_defaults.optimizer: nesterov needs a momentum above 0"
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [message]
+
+
+def test_what_a_recipe_states_is_reported_of_the_recipe_and_what_it_inherits_of_the_defaults(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    content["recipe_defaults"]["augmentation"].update(shift=-1, rotation=-1)
+    set_field(content, "recipes.convnet.augmentation.shift", -2)
+    content["recipes"]["article"]["schedule"]["warmup"] = 0.5
+    content["recipes"]["mlp"]["optimizer"].pop("weight_decay")  # It is of another name than the default's.
+    del content["recipes"]["lstm"]["epochs"]
+    write_params(content, tmp_path)
+    fields = [line.split(":")[0].strip() for line in refusal(tmp_path / "params.yaml").split("\n")[1:]]
+    assert len(fields) == len(set(fields))
+    assert set(fields) == {
+        "recipe_defaults.augmentation.shift",
+        "recipe_defaults.augmentation.rotation",
+        "recipes.convnet.augmentation.shift",
+        "recipes.article.schedule.warmup",
+        "recipes.mlp.optimizer.weight_decay",
+        "recipes.lstm.epochs",
+    }
+
+
+def test_a_default_that_every_recipe_overrides_does_no_harm(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["recipe_defaults"]["epochs"] = 7
+    content["recipe_defaults"]["model"] = {"name": "transformer", "dim": 64}
+    write_params(content, tmp_path)
+    assert load_params(tmp_path / "params.yaml") == load_params(FILE)
+
+
+@pytest.mark.parametrize("value", [None, [], "adamw", 7])
+def test_defaults_that_are_not_a_section(tmp_path: Path, content: dict[str, Any], value: object) -> None:
+    content["recipe_defaults"] = value
+    write_params(content, tmp_path)
+    line = f"  recipe_defaults: found {value!r}, input should be a valid dictionary"
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [line]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (MISSING, "is missing"),
+        (None, "found None, input should be a valid dictionary"),
+        ({"one": None}, ".one: found None, input should be a valid dictionary or instance of Recipe"),
+    ],
+)
+def test_recipes_that_are_not_a_section(tmp_path: Path, content: dict[str, Any], value: object, message: str) -> None:
+    set_field(content, "recipes", value)
+    write_params(content, tmp_path)
+    expected = f"  recipes{message}" if message.startswith(".") else f"  recipes: {message}"
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [expected]
+
+
+LEFT_OUT = [
+    ("recipes.convnet.precision", "float32"),
+    ("recipes.mlp.batch_size", 64),
+    ("recipes.convnet.loss.label_smoothing", 0.25),
+    ("recipes.convnet.loss.name", "mse"),
+    ("recipes.convnet.optimizer.weight_decay", 0.5),
+    ("recipes.accurate.augmentation.shift", 1),
+    ("recipes.article.regularization.patience", 3),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), LEFT_OUT)
+def test_a_field_that_a_recipe_leaves_out_is_overridden_in_that_recipe_alone(
+    tmp_path: Path, field: str, value: object
+) -> None:
+    """DVC needs a `+` before such a field, and writes the same file."""
+    text, by_dvc, by_flow = FILE.read_text(), tmp_path / "dvc.yaml", tmp_path / "flow.yaml"
+    by_dvc.write_text(text)
+    by_flow.write_text(text)
+    with pytest.raises(InvalidArgumentError):
+        apply_overrides(by_dvc, [f"{field}={value}"])
+    apply_overrides(by_dvc, [f"+{field}={value}"])
+    override_params(by_flow, {field: value})
+    assert by_dvc.read_text() == by_flow.read_text()
+    before, after = text.split("\n"), by_flow.read_text().split("\n")
+    added = [line for line in after if line not in before]
+    assert len(added) <= 2
+    assert len(after) - len(before) <= 2
+
+    _, name, *keys = field.split(".")
+    expected, changed = (load_params(path).model_dump()["recipes"] for path in (FILE, by_flow))
+    recipe, expected_recipe = changed.pop(name), expected.pop(name)
+    assert changed == expected
+    if field == "recipes.convnet.loss.name":
+        assert recipe == expected_recipe | {"loss": {"name": "mse"}}
+    else:
+        assert dict(scalars(recipe)) == {**dict(scalars(expected_recipe)), ".".join(keys): value}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("recipes.convnet.momentum", 0.9, "there is no 'momentum'"),
+        ("recipes.convnet.precison", "auto", "there is no 'precison', did you mean 'precision'?"),
+        ("recipes.convnet.loss.lable_smoothing", 0.1, "there is no 'lable_smoothing', did you mean 'label_smoothing'?"),
+        ("recipes.convnet.optimizer.momentum", 0.9, "there is no 'momentum'"),
+        ("recipes.convnte.precision", "auto", "there is no 'convnte', did you mean 'convnet'?"),
+        ("recipes.convnet.precision.name", "auto", "there is no 'name'"),
+        ("recipes.convnet.optimizer.lr.max", 1, "there is no 'max'"),
+        ("momentum", 0.9, "there is no 'momentum'"),
+        ("loss.label_smoothing", 0.1, "there is no 'loss'"),
+        ("recipe_defaults.epochs", 3, "there is no 'epochs'"),
+        ("recipes.article.schedule.warmup", 0.2, "found 0.2, but there is no such key"),
+        ("recipes.convnet.loss.label_smoothing", 7, "found 7, input should be less than 1"),
+    ],
+)
+def test_an_override_that_is_not_possible_changes_nothing(
+    tmp_path: Path, field: str, value: object, reason: str
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(FILE.read_text())
+    with pytest.raises(UserError) as refused:
+        override_params(path, {"seed": 5, field: value})
+    assert str(refused.value) == f"{path} is invalid:\n  {field}: {reason}"
+    assert path.read_text() == FILE.read_text()
+
+
+def test_a_default_is_overridden_for_all_recipes_that_leave_it_out(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(FILE.read_text())
+    override_params(path, {"recipe_defaults.batch_size": 32, "recipe_defaults.optimizer.weight_decay": 0.125})
+    assert len(changed_lines(FILE.read_text(), path.read_text())) == 2
+    recipes = load_params(path).recipes
+    assert (recipes["mlp"].batch_size, recipes["convnet"].batch_size) == (32, 128)
+    assert recipes["mlp"].optimizer.weight_decay == 0.0
+    assert recipes["convnet"].optimizer.weight_decay == 0.125
 
 
 def scalars(section: dict[str, Any], *above: str) -> Iterator[tuple[str, object]]:
@@ -357,8 +625,8 @@ def changed_lines(before: str, after: str) -> list[str]:
         ("recipe", "article"),
         ("dataset", "fashion-mnist"),
         ("normalize.class_share.max", 0.25),
-        ("train.cuda_graph", False),
-        ("train.compile", "default"),
+        ("machine.cuda_graph", False),
+        ("machine.compile", "default"),
         ("recipes.convnet.optimizer.lr", 0.003),
         ("recipes.convnet.model.dropout", 0.125),
         ("recipes.vgg.optimizer.lr", 1e-05),
@@ -374,7 +642,7 @@ def test_dvc_and_the_flow_override_a_field_alike_and_change_one_line(tmp_path: P
     assert by_dvc.read_text() == by_flow.read_text()
     assert len(changed_lines(text, by_dvc.read_text())) == 1
     assert dict(scalars(load_params(by_dvc).model_dump())) == {
-        **dict(scalars(YAML(typ="safe").load(text))),
+        **dict(scalars(load_params(FILE).model_dump())),
         field: value,
     }
 
@@ -402,7 +670,7 @@ def test_yaml_1_1_reads_the_same_values(content: dict[str, Any]) -> None:
 
 
 def check_as_a_program(folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "stages.core.params"]
+    command = [sys.executable, "-m", "stages.core.config.params"]
     env = {**os.environ, "PYTHONPATH": str(PROJECT)}
     return subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True, env=env)
 

@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from stages.core.inference import TEMPERATURES  # FIXME
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
-from stages.core.evaluation.calibration import confidence_threshold, count_unsure, fit_temperature
+from stages.core.evaluation.calibration import TEMPERATURES, confidence_threshold, count_unsure, fit_temperature
+from stages.core.evaluation.metrics import calibration_error
 from stages.core.training.config import Unsure
 
 
@@ -15,10 +14,6 @@ def calibrated(count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn((count, 5), generator=generator)
     return logits, torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
-
-
-def calibration_error(logits: Tensor, labels: Tensor) -> float:
-    return float(multiclass_calibration_error(logits.softmax(1), labels, num_classes=5, n_bins=15))
 
 
 @pytest.mark.parametrize("temperature", [0.2, 0.5, 1.0, 3.0])

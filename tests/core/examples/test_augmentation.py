@@ -1,4 +1,4 @@
-"""Each change does what its name says, to each image by amounts of its own."""
+"""Test that each change does what its name says, to each image by amounts of its own."""
 
 from collections import Counter
 from typing import Any
@@ -15,9 +15,9 @@ EACH = [{"shift": 2}, {"rotation": 30.0}, {"scale": 0.3}, {"shear": 20.0}, {"ela
 ALL: dict[str, Any] = {"shift": 2, "rotation": 15.0, "scale": 0.2, "shear": 10.0, "elastic": 1.0}
 
 
-def change(images: Tensor, seed: int = 1, share: int = 0, shares: int = 1, **amounts: Any) -> Tensor:
+def change(images: Tensor, seed: int = 1, rank: int = 0, world_size: int = 1, **amounts: Any) -> Tensor:
     config = Augmentation.model_validate(OFF | amounts)
-    return augment(images, config, torch.Generator().manual_seed(seed), share, shares)
+    return augment(images, config, torch.Generator().manual_seed(seed), rank, world_size)
 
 
 def make_images(count: int = 50, height: int = 20, width: int = 20) -> Tensor:
@@ -62,7 +62,7 @@ def test_shift_fills_the_gap_with_the_border() -> None:
 
 
 def centres(images: Tensor) -> Tensor:
-    """Down and right of the image's centre, [N, 2], of all that is bright."""
+    """Return how far all that is bright lies down and right of the image's centre, [N, 2]."""
     height, width = images.shape[2:]
     rows, columns = torch.arange(height) - (height - 1) / 2, torch.arange(width) - (width - 1) / 2
     mass = images.sum((1, 2, 3))
@@ -129,7 +129,20 @@ def test_the_generator_decides(amounts: dict[str, Any]) -> None:
     assert len({tuple(image.flatten().tolist()) for image in change(alike, **amounts)}) > 15  # each by its own amounts
 
 
-def test_shares_of_a_batch_get_what_they_get_in_the_whole() -> None:
+def test_slices_of_a_batch_get_what_they_get_in_the_whole() -> None:
     images = make_images(60)
-    shares = [change(part, share=index, shares=3, **ALL) for index, part in enumerate(images.split(20))]
-    torch.testing.assert_close(torch.cat(shares), change(images, **ALL))
+    slices = [change(part, rank=rank, world_size=3, **ALL) for rank, part in enumerate(images.split(20))]
+    torch.testing.assert_close(torch.cat(slices), change(images, **ALL))
+
+
+@pytest.mark.parametrize("amounts", [*EACH, ALL])
+def test_bytes_become_the_same_floats(amounts: dict[str, Any]) -> None:
+    """Raw images are changed without being scaled, and stay within 0..255."""
+    images = (255 * make_images()).byte()
+    changed = change(images, **amounts)
+    assert changed.dtype == torch.float32
+    torch.testing.assert_close(changed, change(images.float(), **amounts), rtol=0, atol=0)
+    torch.testing.assert_close(changed / 255, change(images.float() / 255, **amounts), rtol=0, atol=1e-5)
+    assert changed.min() >= -1e-3
+    assert changed.max() <= 255 + 1e-3
+    assert changed.max() > 200

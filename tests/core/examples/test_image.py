@@ -1,3 +1,6 @@
+"""Test how a picture becomes the input of a model, and what the report says and shows of images."""
+
+import base64
 import io
 import struct
 import warnings
@@ -5,13 +8,24 @@ import zlib
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, PngImagePlugin
 
-from stages.core.examples.image import MAX_PIXELS, decode, fit, white_on_black
+from stages.core.examples.image import (
+    MAX_PIXELS,
+    adversarial,
+    decode,
+    describe,
+    draw,
+    fit,
+    specify,
+    summarize,
+    white_on_black,
+)
 from stages.core.files.errors import UserError
 
 GREYS = np.array([[0, 60, 120], [180, 240, 255]], np.uint8)
@@ -24,7 +38,7 @@ def encode(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes: 
 
 
 def png(width: int, height: int, color_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """A PNG file of 8 bits a sample with these chunks."""
+    """Return a PNG file of 8 bits a sample with these chunks."""
     header = struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -33,7 +47,7 @@ def png(width: int, height: int, color_type: int, *chunks: tuple[bytes, bytes]) 
 
 
 def draw_digit(width: int, height: int, ink: int, paper: int) -> NDArray[np.uint8]:
-    """A large 7, drawn four times as large and reduced, so that its edges are smooth."""
+    """Return a large 7, drawn four times as large and reduced, so that its edges are smooth."""
     picture = Image.new("L", (4 * width, 4 * height), paper)
     across, down = 4 * width / 200, 4 * height / 300
     points = [(x * across, y * down) for x, y in ((50, 60), (150, 60), (90, 240))]
@@ -90,7 +104,7 @@ def test_an_empty_page_of_16_bits_is_blank() -> None:
 @pytest.mark.parametrize(
     "levels", [np.array([[0, 0.5]], np.float32), np.array([[-1, 5]], np.int32)], ids=["fractions", "negative"]
 )
-def test_levels_without_a_known_range_are_refused(levels: NDArray[Any]) -> None:
+def test_levels_without_a_known_range_are_an_error(levels: NDArray[Any]) -> None:
     with pytest.raises(UserError, match=r"^a cannot be read: its pixels are fractions or negative"):
         decode(encode(Image.fromarray(levels), "TIFF"), "a")
 
@@ -189,7 +203,7 @@ def test_orientation(format: str) -> None:  # noqa: A002
         ),
     ],
 )
-def test_what_is_no_picture_is_refused(content: bytes, message: str) -> None:
+def test_what_is_not_a_picture_is_an_error(content: bytes, message: str) -> None:
     with pytest.raises(UserError, match=f"^a picture.png .*{message}"):
         decode(content, "a picture.png")
 
@@ -235,7 +249,7 @@ def test_box_and_centre_of_mass_as_in_mnist() -> None:
     rows, columns = np.flatnonzero(image.max(axis=1) > 0), np.flatnonzero(image.max(axis=0) > 0)
     assert rows[-1] - rows[0] + 1 == 20
     assert columns[-1] - columns[0] + 1 < 20
-    # what 60,000 of its images have: a mean of 14 and a step of one pixel
+    # 60,000 of its images have a mean of 14 and a step of one pixel.
     for axis in (0, 1):
         assert abs(image.sum(axis=1 - axis) @ np.arange(28) / image.sum() - 14) <= 0.51
     assert centred(draw_digit(400, 600, 0, 255), 56).max(axis=1).nonzero()[0].size == 40
@@ -318,3 +332,64 @@ def test_ink_of_any_proportions() -> None:
     image = centred(line)
     assert (image.max(axis=0) > 0).sum() == 20
     assert (image.max(axis=1) > 0).sum() == 1
+
+
+def make_images(count: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(1).integers(256, size=(count, 1, 6, 5), dtype=np.uint8)
+
+
+def test_the_spec_of_images() -> None:
+    spec = specify((1, 6, 5), ["a", "b"], 0.1, 0.3, centre_ink=True)
+    assert (spec.kind, spec.shape, spec.dtype) == ("image", (1, 6, 5), "uint8")
+    assert (spec.classes, spec.mean, spec.std, spec.centre_ink) == (["a", "b"], 0.1, 0.3, True)
+
+
+def test_images_are_described_by_mean_and_deviation() -> None:
+    images = make_images(50)
+    described = describe(images)
+    assert [*described] == ["pixel_mean", "pixel_std"]
+    for values, expected in zip(described.values(), (images.mean((1, 2, 3)), images.std((1, 2, 3))), strict=True):
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("level", [0, 1, 7, 100, 254, 255])
+def test_the_deviation_of_a_constant_image_is_exactly_zero(level: int) -> None:
+    """The schema of the examples relies on it."""
+    for shape in ((28, 28), (3, 3), (301, 299)):
+        described = describe(np.full((2, 1, *shape), level, np.uint8))
+        assert described["pixel_std"].tolist() == [0, 0]
+        assert described["pixel_mean"].tolist() == [level, level]
+
+
+def test_the_summary_is_of_all_pixels() -> None:
+    images = make_images(50)
+    images[3] //= 10
+    summary = summarize(pl.DataFrame(describe(images)))
+    means = images.mean((1, 2, 3))
+    expected = {"mean": images.mean(), "deviation": images.std(), "darkest": means.min(), "brightest": means.max()}
+    assert summary == pytest.approx(expected, rel=1e-5)
+
+
+def test_adversarial_images_are_of_the_spec() -> None:
+    spec = specify((1, 6, 5), ["a", "b"], 0.1, 0.3, centre_ink=True)
+    made = adversarial(spec, 40, seed=1)
+    assert {name: inputs.shape for name, inputs in made.items()} == {
+        "all_0": (1, 1, 6, 5),
+        "all_255": (1, 1, 6, 5),
+        "noise": (40, 1, 6, 5),
+    }
+    assert {inputs.dtype for inputs in made.values()} == {np.dtype(np.uint8)}
+    assert set(made["all_0"].flat) == {0}
+    assert set(made["all_255"].flat) == {255}
+    assert (made["noise"].min(), made["noise"].max()) == (0, 255)
+    np.testing.assert_array_equal(adversarial(spec, 40, seed=1)["noise"], made["noise"])
+    assert not np.array_equal(adversarial(spec, 40, seed=2)["noise"], made["noise"])
+
+
+def test_images_are_drawn_side_by_side() -> None:
+    images = make_images(3)
+    kind, _, content = draw(images).partition(",")
+    assert kind == "data:image/png;base64"
+    drawn = decode(base64.b64decode(content), "drawn")
+    np.testing.assert_array_equal(drawn, np.concatenate([*images[:, 0]], axis=1))

@@ -1,17 +1,13 @@
 """An artifact is whole or not there at all."""
 
-import json
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
-from stages.core import artifacts
+from stages.core.files import atomic
 from stages.core.files.atomic import replacing
 from stages.core.files.errors import UserError
-from stages.core.files.exclusive import locked
-from stages.core.files.tables import write_json
 
 
 def write(path: Path, kind: str, content: str) -> None:
@@ -34,7 +30,7 @@ def read(path: Path) -> dict[str, str]:
 def exchanges(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the test with and without a file system that can exchange folders."""
     if request.param == "no renameat2":
-        monkeypatch.setattr(artifacts, "exchange", lambda *_: False)
+        monkeypatch.setattr(atomic, "exchange", lambda *_: False)
 
 
 @pytest.mark.usefixtures("exchanges")
@@ -100,44 +96,7 @@ def test_two_folders_are_exchanged_in_one_step(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     write(one, "folder", "first")
     write(other, "folder", "second")
-    assert artifacts.exchange(one, other)
+    assert atomic.exchange(one, other)
     assert [*read(one), *read(other)] == ["second", "first"]
     with pytest.raises(FileNotFoundError, match="missing"):
-        artifacts.exchange(one, tmp_path / "missing")
-
-
-def test_json(tmp_path: Path) -> None:
-    path = tmp_path / "metrics" / "values.json"
-    write_json({"accuracy": 0.5, "images": 7}, path)
-    assert json.loads(path.read_text()) == {"accuracy": 0.5, "images": 7}
-    assert path.read_text().endswith("}\n")
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_json_is_standard(tmp_path: Path, value: float) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json({"accuracy": value}, tmp_path / "values.json")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_lock_whose_file_is_removed_is_none(tmp_path: Path) -> None:
-    """Who waited for it takes the new file, as one who comes later does."""
-    path, entered, leave = tmp_path / "lock", threading.Event(), threading.Event()
-
-    def wait_for_it() -> None:
-        with locked(path, wait=True):
-            entered.set()
-            leave.wait(60)
-
-    waiting = threading.Thread(target=wait_for_it)
-    with locked(path):
-        waiting.start()
-        assert not entered.wait(0.5)
-        path.unlink()
-    try:
-        assert entered.wait(60)
-        with pytest.raises(BlockingIOError), locked(path):
-            pass
-    finally:
-        leave.set()
-        waiting.join()
+        atomic.exchange(one, tmp_path / "missing")

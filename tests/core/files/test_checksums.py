@@ -1,40 +1,42 @@
-"""What is refused because it is not what a stage wrote."""
+"""Test that whatever is not what a stage wrote is an error, and that a stage's time belongs to what it wrote."""
 
+import json
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from stages.core import sums
+from stages.core.files.checksums import TIMES, Outputs
 from stages.core.files.errors import UserError
 
 FILE, FOLDER = Path("artifacts/model.bin"), Path("artifacts/data")
+MAKE = Outputs("make", FOLDER / "SHA256SUMS")
 
 
 @pytest.fixture
 def recorded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, in which stage `make` has written a file, and a folder of two files."""
+    """Return the current folder, in which stage `make` has written a file, and a folder of two files."""
     monkeypatch.chdir(tmp_path)
     (FOLDER / "inner").mkdir(parents=True)
     FILE.write_bytes(b"model")
     (FOLDER / "a").write_bytes(b"first")
     (FOLDER / "inner/b").write_bytes(b"second")
-    sums.record("make", FILE, FOLDER)
-    sums.verify("make", FILE, FOLDER)
+    MAKE.record(FILE, FOLDER)
+    MAKE.verify(FILE, FOLDER)
     return tmp_path
 
 
 def refused(*inputs: Path) -> str:
     with pytest.raises(UserError) as refusal:
-        sums.verify("make", *inputs)
+        MAKE.verify(*inputs)
     return str(refusal.value)
 
 
 def test_sha256sum_reads_them(recorded: Path) -> None:
-    done = subprocess.run(
-        ["sha256sum", "--check", "artifacts/sums/make.sha256"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    assert done.stdout.splitlines() == [f"artifacts/{name}: OK" for name in ("model.bin", "data/a", "data/inner/b")]
+    """They lie in the folder of the outputs, and name the files from there."""
+    command = ["sha256sum", "--check", "--strict", MAKE.checksums.name]
+    done = subprocess.run(command, check=True, cwd=MAKE.checksums.parent, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.splitlines() == [f"{name}: OK" for name in ("../model.bin", "a", "inner/b")]
 
 
 @pytest.mark.parametrize("bit", range(8))
@@ -57,23 +59,35 @@ def test_a_missing_an_added_and_a_swapped_file(recorded: Path) -> None:
     assert refused(FOLDER).startswith(f"{second} is missing")
     second.write_bytes(content[1])
     (FOLDER / "c").touch()
-    assert refused(FOLDER).startswith(f"{FOLDER / 'c'} is no file that stage 'make' wrote")
+    assert refused(FOLDER).startswith(f"{FOLDER / 'c'} is not a file that stage 'make' wrote")
 
 
-def test_a_folder_for_a_file_and_a_file_for_a_folder(recorded: Path) -> None:
+def test_a_folder_for_a_file_and_a_file_for_the_folder_of_the_list(recorded: Path) -> None:
     FILE.unlink()
     FILE.mkdir()
     assert refused(FILE).startswith(f"{FILE} is a folder")
     for path in (FOLDER / "a", FOLDER / "inner/b"):
         path.unlink()
     (FOLDER / "inner").rmdir()
+    MAKE.checksums.unlink()
     FOLDER.rmdir()
     FOLDER.touch()
-    assert refused(FOLDER).startswith(f"{FOLDER / 'a'} is missing")
+    assert refused(FOLDER).startswith(f"{MAKE.checksums} not found: stage 'make' has not run to its end")
 
 
-def test_sums_that_are_missing_or_damaged(recorded: Path) -> None:
-    path = sums.sums_of("make")
+def test_a_file_for_a_folder_whose_list_lies_elsewhere(recorded: Path) -> None:
+    elsewhere = Outputs("make", Path("artifacts/details/make.sha256"))
+    elsewhere.record(FOLDER / "inner")
+    elsewhere.verify(FOLDER / "inner")
+    (FOLDER / "inner/b").unlink()
+    (FOLDER / "inner").rmdir()
+    (FOLDER / "inner").touch()
+    with pytest.raises(UserError, match=f"^{FOLDER}/inner/b is missing"):
+        elsewhere.verify(FOLDER / "inner")
+
+
+def test_checksums_that_are_missing_or_damaged(recorded: Path) -> None:
+    path = MAKE.checksums
     content = path.read_bytes()
     for place in range(len(content)):
         path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
@@ -86,22 +100,69 @@ def test_sums_that_are_missing_or_damaged(recorded: Path) -> None:
 
 
 def test_a_file_that_its_stage_did_not_record(recorded: Path) -> None:
-    sums.record("make", FOLDER)
-    assert refused(FILE).startswith(f"{sums.sums_of('make')} does not name {FILE}; ")
+    MAKE.record(FOLDER)
+    assert refused(FILE).startswith(f"{MAKE.checksums} does not name {FILE}; ")
 
 
 def test_the_digest_is_of_everything(recorded: Path) -> None:
-    before = sums.digest("make")
-    sums.record("make", FILE, FOLDER)
-    assert sums.digest("make") == before
+    before = MAKE.digest()
+    MAKE.record(FILE, FOLDER)
+    assert MAKE.digest() == before
     (FOLDER / "inner/b").write_bytes(b"other")
-    sums.record("make", FILE, FOLDER)
-    assert sums.digest("make") != before
+    MAKE.record(FILE, FOLDER)
+    assert MAKE.digest() != before
 
 
 def test_the_digest_of_a_part(recorded: Path) -> None:
-    of_folder, of_file = sums.digest("make", FOLDER), sums.digest("make", FILE)
+    of_folder, of_file = MAKE.digest(FOLDER), MAKE.digest(FILE)
     FILE.write_bytes(b"another model")
-    sums.record("make", FILE, FOLDER)
-    assert sums.digest("make", FOLDER) == of_folder
-    assert sums.digest("make", FILE) != of_file
+    MAKE.record(FILE, FOLDER)
+    assert MAKE.digest(FOLDER) == of_folder
+    assert MAKE.digest(FILE) != of_file
+
+
+def test_the_list_itself_is_not_in_the_list(recorded: Path) -> None:
+    assert [*MAKE.read()] == [FILE, FOLDER / "a", FOLDER / "inner/b"]
+    MAKE.record(FILE, FOLDER)
+    MAKE.verify(FILE, FOLDER)
+    assert [*MAKE.read()] == [FILE, FOLDER / "a", FOLDER / "inner/b"]
+
+
+def test_the_time_is_of_what_lies_there(recorded: Path) -> None:
+    assert MAKE.read_time() is not None
+    before = MAKE.checksums.read_bytes()
+    FILE.write_bytes(b"second")
+    Outputs("other", MAKE.checksums).record(FILE, FOLDER)
+    assert MAKE.read_time() is None
+    MAKE.checksums.write_bytes(before)
+    assert MAKE.read_time() is not None
+
+
+def test_a_stage_that_has_not_recorded_anything_has_no_time(recorded: Path) -> None:
+    assert Outputs("other", FOLDER / "OTHER").read_time() is None
+    MAKE.checksums.unlink()
+    assert MAKE.read_time() is None
+
+
+def test_only_the_main_process_notes_the_time(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (TIMES / "make.json").unlink()
+    monkeypatch.setenv("RANK", "1")
+    MAKE.record(FILE, FOLDER)
+    assert not (TIMES / "make.json").exists()
+    monkeypatch.setenv("RANK", "0")
+    MAKE.record(FILE, FOLDER)
+    assert json.loads((TIMES / "make.json").read_text())["wrote"] == MAKE.digest()
+
+
+def test_a_time_that_cannot_be_noted_or_read_is_not_an_error(recorded: Path) -> None:
+    (TIMES / "make.json").unlink()
+    TIMES.rmdir()
+    TIMES.write_text("a file in the folder's place")
+    MAKE.record(FILE, FOLDER)
+    MAKE.verify(FILE, FOLDER)
+    assert MAKE.read_time() is None
+    TIMES.unlink()
+    TIMES.mkdir()
+    for content in ("[1", "[1]", "{}", '{"seconds": "x"}', "\xff"):
+        (TIMES / "make.json").write_text(content)
+        assert MAKE.read_time() is None

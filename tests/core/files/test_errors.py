@@ -1,60 +1,56 @@
-"""Test that ctrl-C ends a program without a traceback, from its first import on."""
+"""Test that a program reports an error in one message, without a traceback, and suggests names."""
 
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from stages.core.files.errors import TemporaryError, UserError, did_you_mean, redacted, reported
 from tests.conftest import PROJECT
 
 
-def interrupt(command: list[str], folder: Path, library: str) -> subprocess.CompletedProcess[str]:
-    """Send ctrl-C's signal to the command as soon as it has loaded the library."""
-    with subprocess.Popen(
-        [sys.executable, *command],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(PROJECT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        maps = Path(f"/proc/{process.pid}/maps")
-        while library not in maps.read_text() and process.poll() is None:
-            time.sleep(0.001)
-        process.send_signal(signal.SIGINT)
-        output, errors = process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode, output, errors)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what a process has loaded")
 @pytest.mark.parametrize(
-    ("program", "library"),
+    ("error", "code", "message"),
     [
-        ("stages.download", "pydantic_core"),
-        ("stages.train", "polars"),
-        ("stages.train", "libtorch_cpu"),
-        ("flows.predict", "polars"),
-        ("serving.app", "pydantic_core"),
+        (UserError("the reason"), 1, "the reason"),
+        (TemporaryError("the network"), os.EX_TEMPFAIL, "the network"),
+        (FileNotFoundError(2, "No such file", "a.yaml"), 1, "[Errno 2] No such file: 'a.yaml'"),
+        (RuntimeError("CUDA out of memory."), 1, "out of memory, a smaller batch_size takes less: CUDA out of memory."),
     ],
 )
-def test_a_program_interrupted_while_it_imports_is_silent(tmp_path: Path, program: str, library: str) -> None:
-    # On a busy machine the signal may come too late, when the program has already ended for lack of params or a model.
-    attempts = [interrupt(["-m", program], tmp_path, library) for _ in range(3)]
-    assert not [done.stderr for done in attempts if "Traceback" in done.stderr]
-    assert (130, "", "") in [(done.returncode, done.stdout, done.stderr) for done in attempts]
+def test_an_error_is_one_message(error: Exception, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, reported("stage"):
+        raise error
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"stage: error: {message}\n"
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists what a process has loaded")
-def test_a_program_that_imports_a_stage_keeps_keyboard_interrupt(tmp_path: Path) -> None:
-    code = "try:\n    import stages.download\nexcept KeyboardInterrupt:\n    print('kept')"
-    done = interrupt(["-c", code], tmp_path, "polars")
-    assert (done.returncode, done.stdout) == (0, "kept\n")
+@pytest.mark.parametrize("bug", [RuntimeError("shapes do not match"), KeyError("x"), ValueError("x")])
+def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
+    with pytest.raises(type(bug)), reported("stage"):
+        raise bug
+
+
+def test_only_a_near_name_is_suggested() -> None:
+    assert did_you_mean("convnte", ["mlp", "convnet"]) == ", did you mean 'convnet'?"
+    assert did_you_mean("zzz", ["mlp", "convnet"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("at https://user:secret@host/a failed", "at https://***@host/a failed"),
+        ("'s3://b/k?token=secret&x=(1)', retry", "'s3://b/k?***', retry"),
+        ("https://host/a#secret", "https://host/a?***"),
+        ("http://host/a?x=1 and http://host/b?y=2.", "http://host/a?*** and http://host/b?***."),
+        ("is this a question? no", "is this a question? no"),
+    ],
+)
+def test_urls_lose_their_secrets(text: str, expected: str) -> None:
+    assert redacted(text) == expected
 
 
 @pytest.mark.slow
@@ -63,7 +59,7 @@ def test_a_stage_interrupted_at_work_says_so(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv[0] = '-m'\n"  # This is its value while Python locates a module to run.
         "from pathlib import Path\n"
-        "from stages.core.errors import reported\n"
+        "from stages.core.files.errors import reported\n"
         "with reported('stage'):\n"
         "    Path('pipe').read_bytes()\n"
     )

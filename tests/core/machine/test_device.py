@@ -1,25 +1,29 @@
-import platform
-import resource
-import subprocess
-import sys
+"""Test the choice of device and precision, and how a processor is described."""
+
 from pathlib import Path
 
 import pytest
 import torch
 
 from stages.core.files.errors import UserError
-from stages.core.machine.device import autocast_dtype, pick_device
+from stages.core.machine.device import (
+    autocast_dtype,
+    describe_device,
+    describe_processor,
+    full_float32,
+    pick_device,
+)
 
 CPU = torch.device("cpu")
 PRESENT = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
 
 
 @pytest.mark.parametrize("name", PRESENT)
-def test_a_device_that_is_there_is_taken_another_refused(name: str) -> None:
+def test_a_device_that_is_there_is_taken_and_another_is_an_error(name: str) -> None:
     if PRESENT[name]:
         assert pick_device(name) == torch.device(name)
     else:
-        with pytest.raises(UserError, match=rf"^params\.yaml: device: found '{name}', .* has only: .*cpu$"):
+        with pytest.raises(UserError, match=rf"^params\.yaml: machine\.device: found '{name}', .* has only: .*cpu$"):
             pick_device(name)
 
 
@@ -39,7 +43,7 @@ def test_auto_is_float32_on_mps() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="needs Linux's list of the processor's features")
-@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="this torch does not tell the features")
+@pytest.mark.skipif(not hasattr(torch.cpu, "get_capabilities"), reason="this PyTorch does not list the features")
 def test_auto_on_the_cpu_is_what_it_computes_in() -> None:
     features = Path("/proc/cpuinfo").read_text().split()
     native = "avx512_bf16" in features or "amx_bf16" in features
@@ -52,20 +56,28 @@ def test_auto_on_cuda_is_what_it_computes_in() -> None:
     assert autocast_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if native else torch.float32)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the memory is kept by glibc")
-def test_memory_that_was_freed_is_kept_for_the_next_tensor() -> None:
-    # in a process of its own: what it sets stays. The first tensors find small objects in the way of the freed memory
-    code = """
-import resource, torch
-from stages.core.machine.memory import keep_freed_memory
-keep_freed_memory()
-for step in range(50):
-    if step == 40:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE, text=True)
-    pages = 4 * 2**24 // resource.getpagesize()
-    assert int(done.stdout) < pages, f"10 tensors of {pages} pages"
+@pytest.mark.parametrize(("threads", "shown"), [(1, "1 thread"), (3, "3 threads")])
+def test_the_number_of_threads_is_part_of_a_cpus_description(threads: int, shown: str) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert describe_device(CPU) == f"{describe_processor()}, {shown}"
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_instructions_are_part_of_a_processors_description() -> None:
+    assert describe_processor().endswith(f", {torch.backends.cpu.get_cpu_capability()}")
+
+
+def test_tf32_is_off_only_within_the_block() -> None:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with full_float32():
+            assert torch.get_float32_matmul_precision() == "highest"
+            assert not torch.backends.cudnn.allow_tf32
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -10,7 +10,7 @@ from typing import Self
 
 import pytest
 
-from stages.core import threads
+from stages.core.machine import threads
 from tests.conftest import PROJECT
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reason="needs Linux's statistics of threads")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc/self/schedstat").exists(), reaso
 COMPUTING = """
 import os, sys, time
 from pathlib import Path
-from stages.core import threads
+from stages.core.machine import threads
 import torch
 threads.TASKS, threads.LOOK_S = Path(sys.argv[1]), 0.02
 torch.set_num_threads(2)
