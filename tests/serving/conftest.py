@@ -3,8 +3,8 @@
 digits.onnx is what the pipeline of revision ba55462 makes of a small convnet, 99.30 % of 10,000 test images right:
 `dvc exp run -S 'recipes.convnet.model.channels=[[8],[16],[32]]' -S recipes.convnet.epochs=8
 -S recipes.convnet.augmentation.rotation=12 -S recipes.convnet.augmentation.scale=0.1
--S recipes.convnet.augmentation.shear=6`. The `centre_ink` in its metadata, which that revision did not have, was added
-to the file afterwards.
+-S recipes.convnet.augmentation.shear=6`. The `spec` in its metadata, which that revision did not have, was added to the
+file afterwards.
 """
 
 import json
