@@ -162,7 +162,7 @@ def write_parts(given: Path, parts: Path, model: OnnxModel, batch_size: int, on_
 
     def write_part() -> None:
         if tables:
-            write_table(pl.concat(tables), parts / f"{part:06}.parquet", schema(model.spec.classes))
+            write_table(pl.concat(tables), parts / f"{part:012}.parquet", schema(model.spec.classes))
             tables.clear()
 
     chunks = read_chunks(find_sources(given), batch_size, skip=part * PART_CHUNKS)
