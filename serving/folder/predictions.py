@@ -75,8 +75,8 @@ def read_inputs(chunk: Chunk, spec: Spec) -> tuple[NDArray[np.uint8], list[str |
         ]
         return inputs[~blank_N], errors
     found = [read_file(source, spec) for source in chunk.sources]
-    inputs = [each for each in found if not isinstance(each, str)]
-    return np.array(inputs, np.uint8), [each if isinstance(each, str) else None for each in found]
+    readable = [each for each in found if not isinstance(each, str)]
+    return np.array(readable, np.uint8), [each if isinstance(each, str) else None for each in found]
 
 
 def read_file(source: Source, spec: Spec) -> NDArray[np.uint8] | str:

@@ -12,7 +12,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from serving.live_model import load
 from stages.core.deploy.onnx_model import OnnxModel
+from stages.core.files.errors import UserError
 from tests.conftest import wait_for
 from tests.serving.client import SEVEN, picture
 from tests.serving.conftest import DIGITS, Service, altered, failure, make_colored, set_metadata, set_spec
@@ -54,10 +56,24 @@ REJECTED = {
     "no probabilities": (altered(make_sigmoid), "its probabilities are not the softmax of its logits"),
     "mixed": (altered(mix_the_batch), "an image alone gets another answer than in a batch"),
     "no metadata": (altered(lambda model: model.ClearField("metadata_props")), "was not written by stage 'export'"),
-    "other classes": (altered(set_spec(classes=["0", "1"])), "allowed is image"),
+    "other classes": (
+        altered(set_spec(classes=["0", "1"])),
+        "its spec says image, uint8 [batch, 1, 28, 28] to logits and probabilities, float [batch, 2]",
+    ),
     "colors": (altered(make_colored), "its images have 3 planes, allowed is 1: grey levels"),
-    "no list of classes": (altered(set_spec(classes=5)), "spec.classes: Input should be a valid list"),
+    "no list of classes": (altered(set_spec(classes=5)), "spec.classes: Input should be a valid array"),
 }
+
+
+@pytest.mark.parametrize("case", REJECTED)
+def test_a_model_that_does_not_work_is_rejected(tmp_path: Path, case: str) -> None:
+    content, reason = REJECTED[case]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as rejected:
+        load(path)
+    assert str(rejected.value).startswith(f"{path} ")
+    assert reason in str(rejected.value)
 
 
 @pytest.mark.slow
