@@ -9,7 +9,7 @@ def test_every_stage_comes_after_what_it_needs(clone: Clone) -> None:
     graph = read_graph(clone.folder)
     assert set(graph) == set(clone.read_yaml("dvc.yaml")["stages"])
     assert graph["train"] == {"normalize"}
-    assert graph["parity"] == {"download", "normalize", "train", "evaluate", "export"}
+    assert graph["parity"] == {"normalize", "train", "evaluate", "export"}
     order = list(graph)
     assert all(order.index(needed) < order.index(stage) for stage in graph for needed in graph[stage])
 
