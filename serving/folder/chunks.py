@@ -68,5 +68,5 @@ def read_npy(source: Source, step: int, skip: int) -> Iterator[NDArray[np.uint8]
     """Yield the examples in a .npy file, `step` at a time, without the first `skip` parts."""
     for start in range(skip * step, source.examples, step):
         # It is mapped anew for each part, because pages that were read count as this process's memory until then.
-        array = map_npy(source.path, source.name).reshape(source.shape)
+        array = map_npy(source.path).reshape(source.shape)
         yield np.array(array[start : start + step])

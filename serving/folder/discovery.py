@@ -72,7 +72,7 @@ def recognize(path: Path, name: str) -> Source:
         if image.SIGNATURES.match(start):
             return Source(path, name, "picture")
         if suffix == ".npy" or start.startswith(NPY):
-            array = map_npy(path, name)
+            array = map_npy(path)
             return Source(path, name, "npy", image.check_array(array.shape, array.dtype, name))
         if start.startswith((idx.GZIP, IDX_IMAGES)):
             return recognize_idx(path, name, zipped=start.startswith(idx.GZIP))
@@ -95,11 +95,11 @@ def recognize_idx(path: Path, name: str, *, zipped: bool) -> Source:
     return Source(path, name, "idx", image.check_array(shape, np.dtype(np.uint8), name))
 
 
-def map_npy(path: Path, name: str) -> NDArray[Any]:
-    """Map a .npy file into memory; raise `UserError` with its name for any other file."""
+def map_npy(path: Path) -> NDArray[Any]:
+    """Map a .npy file into memory; raise `ValueError` for any other file."""
     try:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError:
         raise
     except Exception as error:  # Its header is Python source, and is read as such.
-        raise UserError(f"{name} is not a .npy file: {error}") from error
+        raise ValueError(f"it is not a .npy file: {error}") from error
