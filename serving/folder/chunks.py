@@ -69,4 +69,4 @@ def read_npy(source: Source, step: int, skip: int) -> Iterator[NDArray[np.uint8]
     for start in range(skip * step, source.examples, step):
         # It is mapped anew for each part, because pages that were read count as this process's memory until then.
         array = map_npy(source.path).reshape(source.shape)
-        yield np.array(array[start : start + step])
+        yield np.array(array[start : start + step], order="C")

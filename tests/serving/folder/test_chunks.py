@@ -38,3 +38,11 @@ def test_an_array_is_read_as_a_whole(folder: Path, name: str, batch_size: int) -
     parts = [np.array(chunk["array"], np.uint8) for chunk in chunks(folder / name, batch_size)]
     assert {len(part) for part in parts[:-1]} <= {batch_size}
     np.testing.assert_array_equal(np.concatenate(parts), 255 - IMAGES if name == "c.npy" else IMAGES)
+
+
+def test_an_array_in_column_order_is_read_like_any_other(tmp_path: Path) -> None:
+    np.save(tmp_path / "columns.npy", np.asfortranarray(IMAGES))
+    (chunk,) = read_chunks(find_sources(tmp_path), 64, 0)
+    assert chunk.array is not None
+    assert chunk.array.flags.c_contiguous
+    np.testing.assert_array_equal(chunk.array, IMAGES)
