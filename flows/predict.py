@@ -90,7 +90,7 @@ def main() -> None:
     parser.add_argument(
         "folder",
         type=Path,
-        help="folder with the images, which may be in folders below it (links to folders are not followed); or one file",
+        help="folder with the images, also in folders below it (links to folders are not followed); or one file",
     )
     parser.add_argument("-o", "--output", type=Path, help=f"folder for the tables (default: {FOLDERS}/NAME)")
     parser.add_argument("-m", "--model", type=Path, default=ONNX, help=f"the exported file (default: {ONNX})")
