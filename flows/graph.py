@@ -1,4 +1,4 @@
-"""What DVC knows of the project: its graph, what is stale, what changed. No documented API: it stays in this file."""
+"""Ask DVC for the graph, the stale stages and changed metrics; only this module uses its undocumented Python API."""
 
 from collections.abc import Sequence
 from graphlib import TopologicalSorter
@@ -14,12 +14,12 @@ from stages.core.files.errors import UserError, did_you_mean
 
 
 def read_graph(folder: Path, targets: Sequence[str] = ()) -> dict[str, set[str]]:
-    """Each stage of the project in `folder` with the stages it needs directly, every stage after those it needs.
+    """Return each stage of the project in `folder` with the stages it needs directly, in topological order.
 
-    With `targets`, these stages and all that they need. Raises `UserError` for a target that is no stage.
+    With `targets`, return these stages and all that they need. Raises `UserError` for a target that is not a stage.
     """
     with Repo(str(folder)) as repo:
-        graph = repo.index.graph  # edges run from the consumer to the producer
+        graph = repo.index.graph  # Edges run from the consumer to the producer.
         needs = {
             address(stage): {address(up) for up in graph.successors(stage) if isinstance(up, PipelineStage)}
             for stage in graph
@@ -37,7 +37,7 @@ def read_graph(folder: Path, targets: Sequence[str] = ()) -> dict[str, set[str]]
 
 
 def read_stale(folder: Path) -> set[str]:
-    """The stages that `dvc status` lists: changed themselves, or with something changed that they read or write."""
+    """Return the stages that `dvc status` lists: their definition, inputs or outputs have changed."""
     try:
         with Repo(str(folder)) as repo:
             stale = repo.status()
@@ -47,13 +47,13 @@ def read_stale(folder: Path) -> set[str]:
 
 
 def read_metrics_diff(folder: Path) -> dict[str, dict[str, Any]]:
-    """By file and metric, what `dvc metrics diff` says of the workspace against HEAD: `old`, `new` and `diff`."""
+    """Return `old`, `new` and `diff` of the workspace against HEAD, by file and metric, as `dvc metrics diff` does."""
     with Repo(str(folder)) as repo:
         diff: dict[str, dict[str, Any]] = repo.metrics.diff(all=True).get("diff", {})
         return diff
 
 
 def address(stage: Stage) -> str:
-    """The stage's name for a DVC command in the project's folder; DVC's own `addressing` is for the current one."""
+    """Return the stage's name for DVC in the project's folder; DVC's own `addressing` is for the current folder."""
     file = stage.path_in_repo
     return str(stage.name if file == PROJECT_FILE else f"{file}:{stage.name}")

@@ -1,7 +1,8 @@
 """Run a command that ends with whoever started it: `python -m flows.leash COMMAND ...`.
 
-Standard input is the leash: a pipe whose other end the starter holds. When the starter closes it, or dies in whatever
-way, the command and all its descendants are asked to end, and soon killed. Exits with the command's status.
+Standard input is the leash: a pipe whose other end the starter holds. When the starter closes it, or dies for any
+reason, the command and all its descendants are terminated, and killed if they do not end in time. Exits with the
+command's status.
 """
 
 import os
@@ -12,23 +13,23 @@ from threading import Event, Thread
 
 import psutil
 
-GRACE_S = 5
+GRACE_S = 5  # between termination and kill
 
 
 def main() -> None:
-    let_go = Event()
+    released = Event()
     command = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
 
     def exit_with_command() -> None:
         status = command.wait()
-        if not let_go.is_set():
+        if not released.is_set():
             os._exit(status if status >= 0 else 128 - status)
 
     Thread(target=exit_with_command, daemon=True).start()
     while os.read(sys.stdin.fileno(), 1):
         pass
-    let_go.set()
-    # listed once: who outlives its parent is no descendant any more
+    released.set()
+    # They are listed before any of them ends, because a process that outlives its parent is no longer a descendant.
     descendants = psutil.Process().children(recursive=True)
     for process in descendants:
         with suppress(psutil.NoSuchProcess):

@@ -1,4 +1,4 @@
-"""Tell a webhook that a run has failed."""
+"""Notify a webhook that a run has failed."""
 
 import os
 from typing import Any
@@ -10,12 +10,12 @@ from prefect.logging import get_logger
 
 from flows.stage import StageError
 
-WEBHOOK = "VISION_PIPELINE_WEBHOOK"  # an environment variable: such a URL is a secret, params.yaml is in git
+WEBHOOK = "VISION_PIPELINE_WEBHOOK"  # This is an environment variable because the URL is a secret.
 TIMEOUT_S = 10
 
 
 def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001  # Prefect names them
-    """POST run, state, stage and its last lines as JSON; a webhook that fails is logged, without its address."""
+    """Post run, state, stage and its last lines as JSON; if that fails, log it without the secret address."""
     if not (url := os.environ.get(WEBHOOK)):
         return
     error = state.result(raise_on_failure=False) if state.is_failed() else None
@@ -28,4 +28,4 @@ def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None: 
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         failed = type(error).__name__
     if failed:
-        get_logger("flows.notify").warning("the webhook in %s was not told of the failure: %s", WEBHOOK, failed)
+        get_logger("flows.notify").warning("the webhook in %s was not notified of the failure: %s", WEBHOOK, failed)

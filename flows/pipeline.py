@@ -1,4 +1,4 @@
-"""The flow: DVC's stages as Prefect tasks, independent ones at the same time, each run saved as a DVC experiment.
+"""Run DVC's stages as Prefect tasks, independent ones at the same time, and save each run as a DVC experiment.
 
 `python -m flows.pipeline` runs it once, in place; prefect.yaml deploys it.
 """
@@ -41,12 +41,13 @@ from stages.core.machine.interrupt import interruptible
 
 
 def is_temporary(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a failed task may succeed if it is tried again."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, StageError) and error.temporary
 
 
 @task(
-    cache_policy=NO_CACHE,  # DVC alone decides what is stale
+    cache_policy=NO_CACHE,  # DVC alone decides what is stale.
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=5),
     retry_jitter_factor=0.5,
@@ -59,7 +60,7 @@ def run_stage(stage: str, runner: StageRunner, *, stale: bool, force: bool) -> S
     logger, started = get_run_logger(), time.monotonic()
     bar: UUID | None = None
 
-    def hear(line: str) -> None:
+    def log_line(line: str) -> None:
         nonlocal bar
         if line:
             logger.info(line)
@@ -70,7 +71,7 @@ def run_stage(stage: str, runner: StageRunner, *, stale: bool, force: bool) -> S
             else:
                 update_progress_artifact(bar, share)
 
-    outcome = runner.run(stage, hear, force=force)
+    outcome = runner.run(stage, log_line, force=force)
     return Completed(name=outcome, message=f"{time.monotonic() - started:.1f} s")
 
 
@@ -98,12 +99,12 @@ def pipeline(
     """Bring the pipeline up to date.
 
     Args:
-        recipe: which recipe of params.yaml to train instead of the one it names.
+        recipe: the recipe of params.yaml to train instead of the one that it names.
         overrides: fields of params.yaml to change, such as `{"recipes.convnet.optimizer.lr": 0.01}`.
-        force: run every stage, also those that are up to date.
-        targets: only these stages and what they need.
-        in_place: work in the project's folder, as `dvc repro` does, not in a checkout of its own that is saved as an
-            experiment with the flow run's name.
+        force: run every stage, even if it is up to date.
+        targets: run only these stages and what they need.
+        in_place: work in the project's folder, as `dvc repro` does. Otherwise, work in a separate checkout and save it
+            as an experiment with the flow run's name.
     """
     end_with_the_worker()
     project, name = Path.cwd(), re.sub(r"[^A-Za-z0-9._-]+", "-", flow_run.name)
@@ -116,7 +117,7 @@ def pipeline(
         if in_place:
             return
         if stale := read_stale(folder):
-            # DVC would save their old outputs as if they were made of the new inputs
+            # DVC would save their old outputs as if they were made of the new inputs.
             get_run_logger().warning("not saved as an experiment: targets left out %s", ", ".join(sorted(stale)))
             return
         workspace.save(folder, name)
@@ -125,12 +126,12 @@ def pipeline(
 
 
 def run_graph(folder: Path, graph: Mapping[str, set[str]], *, force: bool) -> None:
-    """Run the stages of `graph`, publish what came of them, and raise what failed first."""
+    """Run the stages of `graph`, publish their results, and raise the first failure."""
     stale = set(graph) if force else read_stale(folder)
     futures: dict[str, PrefectFuture[Any]] = {}
     with stopped_at_the_end(StageRunner(folder)) as runner:
         for stage, needed in graph.items():
-            if needed & stale:  # it may turn out unchanged all the same: DVC decides when its turn comes
+            if needed & stale:  # DVC decides when its turn comes, and may still find it unchanged.
                 stale.add(stage)
             submit = run_stage.with_options(name=stage).submit
             wait_for = [futures[name] for name in needed]
@@ -148,7 +149,7 @@ def run_graph(folder: Path, graph: Mapping[str, set[str]], *, force: bool) -> No
 
 @contextmanager
 def stopped_at_the_end(runner: StageRunner) -> Iterator[StageRunner]:
-    """Leave no process behind, whatever ends the flow: its end, a cancellation, ctrl-C or the failure of a stage."""
+    """Stop all stages at the end of the block, even after a cancellation, ctrl-C or the failure of a stage."""
     try:
         yield runner
     finally:
@@ -156,7 +157,7 @@ def stopped_at_the_end(runner: StageRunner) -> Iterator[StageRunner]:
 
 
 def end_with_the_worker() -> None:
-    """End this process when the worker that started it, if there is one, dies: nobody else would end it."""
+    """End this process when the worker that started it, if there is one, dies; nothing else would end it."""
     if "PREFECT__WORKER_NAME" not in os.environ:
         return
     parent = os.getppid()
@@ -182,7 +183,7 @@ def main() -> None:
         "-S", "--set-param", action="append", default=[], metavar="FIELD=VALUE",
         help="change a field of params.yaml, such as recipes.convnet.optimizer.lr=0.01",
     )  # fmt: skip
-    parser.add_argument("-f", "--force", action="store_true", help="run also the stages that are up to date")
+    parser.add_argument("-f", "--force", action="store_true", help="run all stages, even those that are up to date")
     parser.add_argument(
         "-i", "--isolated", action="store_true",
         help="work in a checkout of the committed revision and save the run as an experiment",

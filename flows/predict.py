@@ -1,4 +1,4 @@
-"""Predict the labels of a folder of images, as a table: `python -m flows.predict FOLDER`, without a Prefect server.
+"""Predict the labels of the images in a folder, as a table: `python -m flows.predict FOLDER`, without a Prefect server.
 
 prefect.yaml deploys the same code as a flow.
 """
@@ -13,23 +13,22 @@ from prefect.artifacts import create_progress_artifact, create_table_artifact, u
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from serving.batch import Summary, describe_skipped, predict_folder
+from serving.folder.results import FolderResult, describe_skipped, predict_folder
 from stages.core.files.errors import UserError, reported
+from stages.core.files.layout import FOLDERS, ONNX
 
-MODEL = "artifacts/onnx/model.onnx"
-OUTPUT = Path("artifacts/predictions")
 BATCH_SIZE = 256
 EPILOG = """\
 Files in the folder and below it are recognized by their content, whatever their suffix. These are read:
   PNG, JPEG, WebP, GIF, BMP, TIFF   of any size, colored or grey; of an animation the first frame
   IDX (also gzipped)                of 3-D bytes, as MNIST's images come
   .npy                              uint8 [H, W], [N, H, W], [H, W, 3] or [N, H, W, 3]
-Other files are skipped and counted, and the first of them are named; hidden ones (.*, __MACOSX, Thumbs.db) are only
+Other files are skipped and counted, and the first of them are named. Hidden files (.*, __MACOSX, Thumbs.db) are only
 counted.
 An image that is damaged or blank becomes a row with its error.
 
-The model's data set says how an image of another size than the model's is made to fit (`centre_ink` in params.yaml):
-for drawings such as MNIST's, dark on light or light on dark, the ink is scaled and centred as in MNIST; for all other
+How an image of another size than the model's is made to fit depends on the data set (`centre_ink` in params.yaml).
+For drawings such as MNIST's, dark on light or light on dark, the ink is scaled and centred as in MNIST. For all other
 data sets, the whole image is resized, and its grey levels are never inverted.
 
 The output is predictions.parquet and predictions.csv: file, index (of the image within the file), label, confidence, a
@@ -37,46 +36,49 @@ probability for each class, unsure (less confident than the threshold chosen on 
 A run that was interrupted resumes where it stopped when it is started again."""
 
 
-def output_for(given: Path) -> Path:
-    return OUTPUT / (given.resolve().stem or "root")
+def default_output(given: Path) -> Path:
+    """Return the folder for the tables about the images in `given`."""
+    return FOLDERS / (given.resolve().stem or "root")
 
 
 @flow(name="predict")
-def predict(folder: str, output: str | None = None, model: str = MODEL, batch_size: int = BATCH_SIZE) -> None:
+def predict(folder: str, output: str | None = None, model: str = str(ONNX), batch_size: int = BATCH_SIZE) -> None:
     """Predict the label of every image in a folder.
 
     Args:
-        folder: where the images are, also below it; or one file of images.
-        output: where the tables go; default artifacts/predictions/NAME for a folder NAME.
+        folder: the folder with the images, which may be in folders below it; or one file of images.
+        output: the folder for the tables; by default artifacts/predictions/NAME for a folder NAME.
         model: the exported file to use.
-        batch_size: images that are answered together.
+        batch_size: the number of images that are predicted together.
     """
     bar = cast("UUID", create_progress_artifact(0.0, key="predict-progress"))
-    told = 0
+    shown = 0
 
-    def tell(done: int, images: int) -> None:
-        nonlocal told
-        if (percent := 100 * done // images) > told:
+    def show_progress(done: int, images: int) -> None:
+        nonlocal shown
+        if (percent := 100 * done // images) > shown:
             update_progress_artifact(bar, percent)
-            told = percent
+            shown = percent
 
-    target = Path(output) if output else output_for(Path(folder))
-    summary = predict_folder(Path(folder), target, Path(model), batch_size, tell)
-    create_table_artifact(rows_of(summary), key="predictions", description=f"{summary.table}")
-    get_run_logger().info("%s", sentence(summary))
+    target = Path(output) if output else default_output(Path(folder))
+    result = predict_folder(Path(folder), target, Path(model), batch_size, show_progress)
+    create_table_artifact(count_rows(result), key="predictions", description=f"{result.table}")
+    get_run_logger().info("%s", describe_result(result))
 
 
-def rows_of(summary: Summary) -> list[dict[str, object]]:
-    counts = {**summary.by_class, "unsure among them": summary.unsure, "errors": summary.errors}
+def count_rows(result: FolderResult) -> list[dict[str, object]]:
+    """Return a row with the number of images for each label, and for the unsure ones and the errors."""
+    counts = {**result.by_class, "unsure among them": result.unsure, "errors": result.errors}
     return [{"label": label, "images": count} for label, count in counts.items()]
 
 
-def sentence(summary: Summary) -> str:
-    resumed = f", {summary.resumed:,} of them by an earlier run" if summary.resumed else ""
-    unproven = "" if summary.proven else "; the model is not proven equal to the evaluated one; `make run` proves it"
+def describe_result(result: FolderResult) -> str:
+    """Return the last line of the output."""
+    resumed = f", {result.resumed:,} of them by an earlier run" if result.resumed else ""
+    unproven = "" if result.proven else "; the model is not proven equal to the evaluated one; `make run` proves it"
     return (
-        f"{summary.images:,} images{resumed}; {summary.unsure:,} unsure, {summary.errors:,} errors,"
-        f" {describe_skipped(summary.survey)}; see {summary.table}{unproven}"
+        f"{result.examples:,} images{resumed}; {result.unsure:,} unsure, {result.errors:,} errors,"
+        f" {describe_skipped(result.survey)}; see {result.table}{unproven}"
     )
 
 
@@ -88,12 +90,16 @@ def main() -> None:
     parser.add_argument(
         "folder",
         type=Path,
-        help="where the images are, also below it (links to folders are not followed); or one file of images",
+        help="folder with the images, also in folders below it (links to folders are not followed); or one file",
     )
-    parser.add_argument("-o", "--output", type=Path, help=f"where the tables go (default: {OUTPUT}/NAME)")
-    parser.add_argument("-m", "--model", type=Path, default=Path(MODEL), help=f"the exported file (default: {MODEL})")
+    parser.add_argument("-o", "--output", type=Path, help=f"folder for the tables (default: {FOLDERS}/NAME)")
+    parser.add_argument("-m", "--model", type=Path, default=ONNX, help=f"the exported file (default: {ONNX})")
     parser.add_argument(
-        "-b", "--batch-size", type=int, default=BATCH_SIZE, help=f"images answered together (default: {BATCH_SIZE})"
+        "-b",
+        "--batch-size",
+        type=int,
+        default=BATCH_SIZE,
+        help=f"images predicted together (default: {BATCH_SIZE})",
     )
     arguments = parser.parse_args()
     columns = (TextColumn("predict"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -102,14 +108,14 @@ def main() -> None:
         try:
             with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
                 bar = progress.add_task("", total=None)
-                summary = predict_folder(
-                    arguments.folder, arguments.output or output_for(arguments.folder), arguments.model,
+                result = predict_folder(
+                    arguments.folder, arguments.output or default_output(arguments.folder), arguments.model,
                     arguments.batch_size,
                     lambda done, images: progress.update(bar, completed=done, total=images),
                 )  # fmt: skip
         except KeyboardInterrupt:
-            raise UserError("interrupted; the same command goes on where it stopped") from None
-    print(f"predict: {sentence(summary)}")
+            raise UserError("interrupted; the same command resumes where it stopped") from None
+    print(f"predict: {describe_result(result)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a run shows in Prefect: stages, metrics against the base revision, confusion matrix, parity."""
+"""Show a run in Prefect: its stages, metrics against the base revision, confusion matrix and parity."""
 
 import base64
 import io
@@ -13,28 +13,28 @@ from prefect.artifacts import create_image_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 
 from flows.graph import read_metrics_diff
+from stages.core.files.layout import PARITY_DETAILS, PREDICTIONS
 
 CELL = 48  # pixels
-PREDICTIONS = Path("artifacts/plots/predictions.csv")
-PARITY = Path("artifacts/details/parity.json")
 
 
 def publish(folder: Path, states: Mapping[str, State[Any]]) -> None:
-    """Make the artifacts; those whose files a failed run has not written are left out."""
+    """Create the artifacts, without those whose files a failed run has not written."""
     rows = [stage_row(stage, state) for stage, state in states.items()]
-    create_table_artifact(rows, key="stages", description="What each stage did")
+    create_table_artifact(rows, key="stages", description="Result of each stage")
     if rows := metric_rows(read_metrics_diff(folder)):
         create_table_artifact(rows, key="metrics", description="Metrics against the base revision")
     if (folder / PREDICTIONS).exists():
         picture = base64.b64encode(draw_confusion(pl.read_csv(folder / PREDICTIONS))).decode()
         create_image_artifact(f"data:image/png;base64,{picture}", key="confusion-matrix", description="Test split")
-    if (folder / PARITY).exists():
-        report = json.loads((folder / PARITY).read_text())
+    if (folder / PARITY_DETAILS).exists():
+        report = json.loads((folder / PARITY_DETAILS).read_text())
         rows = [{"measure": name, "value": value} for name, value in report.items() if not isinstance(value, dict)]
         create_table_artifact(rows, key="parity", description="ONNX Runtime against PyTorch")
 
 
 def stage_row(stage: str, state: State[Any]) -> dict[str, Any]:
+    """Return a row with the final state of a stage and, if it has completed, the time that it took."""
     ended = state.is_completed() or state.is_failed() or state.is_crashed()
     took = state.message if state.is_completed() else ""
     return {"stage": stage, "state": state.name if ended else "Not run", "took": took}
@@ -73,7 +73,7 @@ def draw_confusion(predictions: pl.DataFrame) -> bytes:
     write((size - 1) / 2, size, "columns: prediction, rows: label")
     for label, prediction, count in predictions.group_by("label", "prediction").len().iter_rows():
         left, top = CELL * (prediction + 1), CELL * (label + 1)
-        # by powers of ten: the few mistakes are what one looks for
+        # The shade depends on the power of ten, so that the few mistakes are visible.
         shade = ("#deebf7", "#9ecae1", "#4292c6", "#08519c")[min(len(str(count)), 4) - 1]
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), shade)
         write(prediction, label, str(count), "white" if count >= 100 else "black")

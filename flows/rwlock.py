@@ -14,6 +14,7 @@ from stages.core.files.errors import UserError, reported
 
 
 def is_readable(file: Path) -> bool:
+    """Return whether DVC can read the file; it can do without."""
     try:
         json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -23,7 +24,7 @@ def is_readable(file: Path) -> bool:
     return True
 
 
-def dvc_at_work(folder: Path) -> int | None:
+def find_dvc(folder: Path) -> int | None:
     """Return the process ID of a DVC command that runs in `folder`, if there is one."""
     for process in psutil.process_iter(["pid", "cwd", "cmdline"]):
         words = {Path(word).name for word in process.info["cmdline"] or []}
@@ -40,7 +41,7 @@ def remove_torn_rwlock(folder: Path) -> None:
     file = folder / ".dvc/tmp/rwlock"
     if is_readable(file):
         return
-    if pid := dvc_at_work(folder):
+    if pid := find_dvc(folder):
         raise UserError(f"{file} is unreadable, and DVC process {pid} is still at work; try again when it has ended")
     # These are imported only here because importing them adds half a second to `make run`.
     from dvc.lock import LockError, make_lock  # noqa: PLC0415

@@ -1,6 +1,7 @@
-"""All that one machine needs to run the pipeline by the clock: `python -m flows.schedule`, until ctrl-C.
+"""Run the pipeline on a schedule on this machine: `python -m flows.schedule`, until ctrl-C.
 
-A Prefect server on loopback with its data in .prefect/, the work pool, the deployments of prefect.yaml and a worker.
+Starts a Prefect server on loopback with its data in .prefect/, creates the work pool and the deployments of
+prefect.yaml, and starts a worker.
 """
 
 import signal
@@ -31,7 +32,7 @@ from stages.core.machine.interrupt import interruptible
 
 POOL = "vision-pipeline"
 WORKER = "schedule"
-SHIFT_S = 5  # a worker that ends sooner will not do better when started again
+MIN_LIFE_S = 5  # A worker that ends sooner would end again if it were restarted.
 
 
 @contextmanager
@@ -46,6 +47,7 @@ def stopping(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[byte
 
 
 def prefect(env: dict[str, str], *arguments: str) -> None:
+    """Run a prefect command to its end; raise `UserError` with its output if it fails."""
     done = subprocess.run([*PREFECT, *arguments], env=env, check=False, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
@@ -68,6 +70,7 @@ def crash_orphaned_runs(env: dict[str, str]) -> None:
 
 
 def serve(port: int) -> None:
+    """Run the server and the worker until one of them cannot be kept running."""
     project = Path.cwd()
     env = environment(project, port)
     home = Path(env["PREFECT_HOME"])
@@ -91,17 +94,17 @@ def serve(port: int) -> None:
             with stopping(start(env, "worker", "start", "--pool", POOL, "--name", WORKER)) as worker:
                 while server.poll() is None and worker.poll() is None:
                     time.sleep(1)
-            # a run whose worker is gone ends with it, and the next one needs a new worker
+            # A run ends with its worker, and the next run needs a new one.
             if server.poll() is None:
                 print(f"schedule: the worker ended with status {worker.returncode}, starting another", flush=True)
-            if time.monotonic() - started < SHIFT_S:
+            if time.monotonic() - started < MIN_LIFE_S:
                 raise UserError("the worker ends as soon as it starts")
     raise UserError(f"the Prefect server ended with status {server.returncode}")
 
 
 def main() -> None:
     parser = ArgumentParser("python -m flows.schedule", description=__doc__)
-    parser.add_argument("--port", type=int, default=4200, help="of the server, on loopback (default: 4200)")
+    parser.add_argument("--port", type=int, default=4200, help="port of the server on loopback (default: 4200)")
     arguments = parser.parse_args()
     with reported("schedule"), interruptible():
         serve(arguments.port)

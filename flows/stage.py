@@ -1,4 +1,4 @@
-"""Stages as processes: `dvc repro --single-item`, on a leash, their output line by line."""
+"""Run stages as processes, `dvc repro --single-item`, that end with this one, and pass on their output line by line."""
 
 import os
 import re
@@ -12,18 +12,20 @@ from pathlib import Path
 from flows import leash
 from stages.core.files.errors import UserError
 
-LAST_LINES = 20  # of the output, kept for the error
-SETTLE_S = 10  # for the leash to kill what hangs on it
+LAST_LINES = 20  # of the output, for the error message
+SETTLE_S = 10  # The leash has this long to end its processes.
 
 
 class Outcome(StrEnum):
+    """Name what DVC did to bring a stage up to date."""
+
     RAN = "Ran"
-    RESTORED = "Restored"  # DVC had the outputs of the same inputs in its cache
+    RESTORED = "Restored"  # DVC had the outputs of the same inputs in its cache.
     UNCHANGED = "Unchanged"
 
 
 class StageError(UserError):
-    """A stage that ended with an error; `temporary` where another try may help."""
+    """Report a stage that failed; `temporary` says whether another try may succeed."""
 
     def __init__(self, stage: str, lines: list[str], *, temporary: bool) -> None:
         super().__init__("\n".join([f"stage '{stage}' failed:", *lines]))
@@ -31,7 +33,7 @@ class StageError(UserError):
 
 
 class StageRunner:
-    """Runs stages of the project in `folder`; safe to use from several threads."""
+    """Run stages of the project in `folder`; it may be used from several threads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -39,12 +41,12 @@ class StageRunner:
         self.stopped = False
 
     def run(self, stage: str, on_line: Callable[[str], object], *, force: bool = False) -> Outcome:
-        """Bring one stage up to date, its upstream stages being so; raises `StageError`."""
+        """Bring one stage up to date, if its upstream stages are; raise `StageError` if it fails."""
         output: list[str] = []
         status = self.dvc(["repro", "--single-item", *(["--force"] if force else []), stage], output.append, on_line)
         text = "\n".join(output)
         if status != 0:
-            # the stage's own word for a failure that may pass (sysexits.h), or another process at work on the project
+            # The stage exits with EX_TEMPFAIL (sysexits.h), or another process has locked the project.
             busy = "Unable to acquire lock" in text or "is busy, it is being blocked by" in text
             temporary = busy or f"exited with {os.EX_TEMPFAIL}" in text
             raise StageError(stage, output[-LAST_LINES:], temporary=temporary)
@@ -53,7 +55,7 @@ class StageRunner:
         return Outcome.RESTORED if "is cached - skipping run, checking out outputs" in text else Outcome.UNCHANGED
 
     def dvc(self, arguments: list[str], *on_line: Callable[[str], object]) -> int:
-        """Run a DVC command in the folder; its exit status."""
+        """Run a DVC command in the folder and return its exit status."""
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
         with subprocess.Popen(
             [sys.executable, leash.__file__, sys.executable, "-m", "dvc", *arguments],
@@ -64,7 +66,7 @@ class StageRunner:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # ctrl-C is the flow's to handle
+            start_new_session=True,  # Only the flow handles ctrl-C.
         ) as process:
             self.running.add(process)
             try:
@@ -72,22 +74,22 @@ class StageRunner:
                     release(process)
                 assert process.stdout
                 for line in process.stdout:
-                    for hear in on_line:
-                        hear(line.rstrip())
+                    for handle in on_line:
+                        handle(line.rstrip())
                 return process.wait()
             finally:
                 release(process)
                 self.running.discard(process)
 
     def stop(self) -> None:
-        """End all that runs, with all its descendants, and let nothing start any more."""
+        """End all running stages with their descendants, and prevent others from starting."""
         self.stopped = True
         for process in list(self.running):
             release(process)
 
 
 def release(process: subprocess.Popen[str]) -> None:
-    """Let go of the leash, and make sure that nothing is left of the session."""
+    """Close the leash, and kill whatever is left of the session."""
     assert process.stdin
     with suppress(BrokenPipeError):
         process.stdin.close()

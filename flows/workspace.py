@@ -1,4 +1,4 @@
-"""Where a flow runs: in place, or in a checkout of its own that shares DVC's cache and is saved as an experiment."""
+"""Provide the folder for a run: the project's own, or a checkout with DVC's cache that is saved as an experiment."""
 
 import os
 import shutil
@@ -12,6 +12,7 @@ from dvc.repo import Repo
 
 from stages.core.files.errors import UserError
 from stages.core.files.exclusive import locked
+from stages.core.files.layout import CHECKPOINTS
 
 CHECKOUTS = Path(".dvc/tmp/flows")
 
@@ -25,11 +26,13 @@ def command(folder: Path, *arguments: str) -> str:
 
 
 def dvc(folder: Path, *arguments: str) -> str:
+    """Return the output of a DVC command; raise `UserError` if it fails."""
     return command(folder, sys.executable, "-m", "dvc", *arguments)
 
 
 @contextmanager
 def in_place(project: Path) -> Iterator[Path]:
+    """Yield the project's own folder."""
     yield project
 
 
@@ -39,7 +42,7 @@ def isolated(project: Path, name: str) -> Iterator[Path]:
     root = project / CHECKOUTS
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        # another run must not sweep between the making of this one's lock file and its locking
+        # Another run must not sweep after this one's lock file is created and before it is locked.
         with locked(root.with_suffix(".lock"), wait=True):
             sweep(project)
             stack.enter_context(locked(root / f"{name}.lock"))
@@ -52,13 +55,14 @@ def isolated(project: Path, name: str) -> Iterator[Path]:
 
 
 def check_out(project: Path, folder: Path) -> None:
+    """Create the checkout, with the project's settings, data and unfinished training runs."""
     command(project, "git", "worktree", "add", "--quiet", "--detach", str(folder), "HEAD")
-    # a run that goes on with the training of one that died finds its checkpoint
-    checkpoints = project / "artifacts/checkpoints"
+    # All checkouts share the checkpoints, so that a run can resume the training of one that died.
+    checkpoints = project / CHECKPOINTS
     checkpoints.mkdir(parents=True, exist_ok=True)
-    (folder / "artifacts").mkdir(exist_ok=True)
-    (folder / "artifacts/checkpoints").symlink_to(checkpoints)
-    # where the remote is set for this machine alone, the checkout needs it too
+    (folder / CHECKPOINTS).parent.mkdir(exist_ok=True)
+    (folder / CHECKPOINTS).symlink_to(checkpoints)
+    # The remote may be set for this machine alone, and the checkout needs it, too.
     if (local := project / ".dvc/config.local").exists():
         shutil.copy(local, folder / ".dvc/config.local")
     with Repo(str(project)) as repo:
@@ -69,18 +73,19 @@ def check_out(project: Path, folder: Path) -> None:
 
 
 def save(folder: Path, name: str) -> None:
-    """Save what the checkout holds as the experiment `name` of its revision."""
-    # what DVC is at, it writes to refs that all checkouts of a repository share
+    """Save the checkout as the experiment `name` of its revision."""
+    # DVC notes its progress in refs that all checkouts of a repository share.
     with locked(folder.parent.with_suffix(".lock"), wait=True):
         dvc(folder, "exp", "save", "--force", "--name", name)
 
 
 def has_remote(folder: Path) -> bool:
+    """Return whether DVC has a remote."""
     return bool(dvc(folder, "remote", "list"))
 
 
 def push(project: Path, folder: Path, name: str) -> None:
-    """Push the checkout's data to DVC's remote and, where git has a remote too, the experiment to it."""
+    """Push the checkout's data to DVC's remote and, if git has a remote, the experiment to it."""
     dvc(folder, "push")
     for remote in command(project, "git", "remote").splitlines()[:1]:
         # This runs in the project because in a worktree of a shallow clone, DVC looks for commits that are missing.
@@ -88,6 +93,7 @@ def push(project: Path, folder: Path, name: str) -> None:
 
 
 def remove(project: Path, folder: Path) -> None:
+    """Remove a checkout and its lock file."""
     if folder.exists():
         shutil.rmtree(folder)
     command(project, "git", "worktree", "prune")

@@ -16,6 +16,8 @@ CONNECTIONS = 512  # open at once: most systems let a process open 1024 files
 
 
 class Connection(H11Protocol):
+    """Serve one connection, with a time limit on its client."""
+
     timer: asyncio.TimerHandle
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]

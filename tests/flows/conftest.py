@@ -1,4 +1,4 @@
-"""A real Prefect server for all flow tests, and a small project whose stages take moments."""
+"""Provide a real Prefect server for all flow tests, and a small project whose stages take moments."""
 
 import signal
 import socket
@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows import leash
 from tests.conftest import Clone, wait_for
 
-# a needs nothing, b and c need a, d needs both; each notes when it worked
+# a needs nothing, b and c need a, d needs both. Each notes when it started and ended.
 STAGES = """
 stages:
   a: {cmd: python work.py a, deps: [work.py], outs: [a.txt]}
@@ -43,7 +43,7 @@ Path(f"{name}.times").write_text(f"{started} {time.time()}")
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """What a shell starts in the background ignores ctrl-C, and so would all that the tests start."""
+    """Handle ctrl-C even in the background, where a shell lets its processes, and so the flows, ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -55,7 +55,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def prefect_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a Prefect client of a server that runs for the session."""
+    """Yield the environment of a Prefect client of a server that runs for the session."""
     home, port = tmp_path_factory.mktemp("prefect"), free_port()
     env = {
         "PREFECT_HOME": str(home),
@@ -98,7 +98,7 @@ def client(prefect_env: dict[str, str]) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture
 def project(clone: Clone) -> Clone:
-    """The clone with four stages that take moments instead of its own, committed."""
+    """Return the clone with four stages that take moments instead of its own, committed."""
     (clone.folder / "dvc.yaml").write_text(STAGES)
     (clone.folder / "work.py").write_text(WORK)
     (clone.folder / ".gitignore").write_text("*.times\ntrouble\n__pycache__\n/*.txt\n")

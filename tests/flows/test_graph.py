@@ -9,22 +9,22 @@ def test_every_stage_comes_after_what_it_needs(clone: Clone) -> None:
     graph = read_graph(clone.folder)
     assert set(graph) == set(clone.read_yaml("dvc.yaml")["stages"])
     assert graph["train"] == {"normalize"}
-    assert graph["parity"] == {"download", "normalize", "train", "evaluate", "export"}
+    assert graph["parity"] == {"normalize", "train", "evaluate", "export"}
     order = list(graph)
     assert all(order.index(needed) < order.index(stage) for stage in graph for needed in graph[stage])
 
 
-def test_a_new_stage_is_there_without_any_other_change(project: Clone) -> None:
+def test_a_new_stage_needs_no_other_change(project: Clone) -> None:
     path = project.folder / "dvc.yaml"
     path.write_text(path.read_text() + "  e: {cmd: echo > e.txt, deps: [d.txt], outs: [e.txt]}\n")
     assert read_graph(project.folder)["e"] == {"d"}
 
 
-def test_targets_bring_what_they_need(project: Clone) -> None:
+def test_targets_include_what_they_need(project: Clone) -> None:
     assert set(read_graph(project.folder, ["b"])) == {"a", "b"}
 
 
-def test_unknown_target_is_refused_with_the_nearest_right_one(clone: Clone) -> None:
+def test_an_unknown_target_is_reported_with_the_nearest_stage(clone: Clone) -> None:
     with pytest.raises(UserError, match=r"found 'trian'.*did you mean 'train'"):
         read_graph(clone.folder, ["trian"])
 

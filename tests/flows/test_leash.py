@@ -1,4 +1,4 @@
-"""Nothing stays of a command whose starter is gone, however it went."""
+"""Test that nothing is left of a command whose starter has ended, for whatever reason."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 from flows import leash
 from tests.conftest import wait_for
 
-# a child that ignores SIGTERM and leads a session of its own, as distributed trainers' workers do; each notes its pid
+# A child ignores SIGTERM and leads its own session, as workers of distributed training do. Each notes its pid.
 STUBBORN = """
 import os, pathlib, signal, subprocess, sys, time
 folder = pathlib.Path(sys.argv[1])
@@ -35,13 +35,13 @@ def read_pids(notes: list[Path]) -> list[int]:
     return [int(note.read_text()) for note in notes if note.exists() and note.read_text()]
 
 
-def test_status_is_passed_on() -> None:
+def test_the_status_is_passed_on() -> None:
     command = [sys.executable, leash.__file__, sys.executable, "-c", "raise SystemExit(7)"]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
         assert process.wait() == 7
 
 
-def test_letting_go_ends_all_descendants(tmp_path: Path) -> None:
+def test_closing_the_leash_ends_all_descendants(tmp_path: Path) -> None:
     command, notes = start(tmp_path)
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     pids = wait_for(lambda: len(found := read_pids(notes)) == 2 and found, 20, "both processes")
@@ -53,7 +53,7 @@ def test_letting_go_ends_all_descendants(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signal", ["SIGKILL", "SIGTERM"])
-def test_a_killed_starter_lets_go(tmp_path: Path, signal: str) -> None:
+def test_a_dead_starter_ends_all_descendants(tmp_path: Path, signal: str) -> None:
     command, notes = start(tmp_path)
     starter = f"import subprocess; subprocess.Popen({command!r}, stdin=subprocess.PIPE).wait()"
     process = subprocess.Popen([sys.executable, "-c", starter])

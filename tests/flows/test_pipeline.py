@@ -1,4 +1,4 @@
-"""The flow in processes of its own, as a user starts it, against a real server."""
+"""Test the flow in processes of its own, as a user starts it, against a real server."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def read_run(client: SyncPrefectClient, name: str) -> FlowRun:
 
 
 def task_states(client: SyncPrefectClient, name: str) -> dict[str, str]:
-    """The name of each task's final state."""
+    """Return the name of each task's final state."""
     flow_filter = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
     runs = client.read_task_runs(flow_run_filter=flow_filter)
     return {run.name.rsplit("-", 1)[0]: run.state.name for run in runs if run.state and run.state.name}
@@ -49,10 +49,10 @@ def artifact(client: SyncPrefectClient, key: str, run: FlowRun) -> object:
     return json.loads(data) if isinstance(data, str) else data
 
 
-def test_states_say_what_dvc_did(project: Clone, prefect_env: dict[str, str], client: SyncPrefectClient) -> None:
+def test_states_name_what_dvc_did(project: Clone, prefect_env: dict[str, str], client: SyncPrefectClient) -> None:
     first = run_name(project.run(*FLOW, env=prefect_env).stdout)
     wait_for(lambda: set(task_states(client, first).values()) == {"Ran"}, 20, "all stages ran")
-    # independent stages at the same time, each after what it needs
+    # Independent stages run at the same time, each after those that it needs.
     (a, b, c, d) = (times(project.folder, stage) for stage in "abcd")
     assert max(b[0], c[0]) < min(b[1], c[1])
     assert a[1] <= min(b[0], c[0])
@@ -111,7 +111,7 @@ class Webhook(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def webhook() -> Iterator[tuple[str, list[dict[str, object]]]]:
-    """The address of a local server, secret in its path, and what is posted there."""
+    """Yield the address of a local server, with a secret in its path, and the list of what is posted there."""
     Webhook.received = []
     with HTTPServer(("127.0.0.1", 0), Webhook) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -130,7 +130,7 @@ def test_a_failed_stage_fails_the_flow(
     (project.folder / "trouble/b").write_text("always 1")
     done = project.run(*FLOW, check=False, env={**prefect_env, WEBHOOK: address})
     assert done.returncode != 0
-    # not tried again, and nothing after it
+    # It was not tried again, and nothing was run after it.
     assert done.stdout.count(" - Running stage 'b'") == 1
     assert not (project.folder / "d.txt").exists()
     name = run_name(done.stdout)
@@ -146,14 +146,14 @@ def test_a_failed_stage_fails_the_flow(
 
     unreachable = "http://127.0.0.1:9/hook-s3cr3t"
     done = project.run(*FLOW, check=False, env={**prefect_env, WEBHOOK: unreachable})
-    assert "VISION_PIPELINE_WEBHOOK was not told of the failure: ConnectError" in done.stdout
+    assert "VISION_PIPELINE_WEBHOOK was not notified of the failure: ConnectError" in done.stdout
     assert "s3cr3t" not in done.stdout
 
 
 def test_no_secret_in_output_logs_and_artifacts(
     clone: Clone, params: dict[str, Any], prefect_env: dict[str, str], client: SyncPrefectClient
 ) -> None:
-    """Of a URL among the sources, and of the environment."""
+    """The secrets are in a URL among the sources and in the environment."""
     tiny = params["datasets"]["tiny"]
     tiny["sources"].insert(0, {"kind": "url", "url": "http://user:s3cr3t@127.0.0.1:9/data?token=s3cr3t"})
     write_params(params, clone.folder)
@@ -165,12 +165,12 @@ def test_no_secret_in_output_logs_and_artifacts(
     logs = wait_for(lambda: [log.message for log in client.read_logs() if log.flow_run_id == run.id], 20, "its logs")
     stored = [*logs, *(str(item.data) for item in client.read_artifacts() if item.flow_run_id == run.id)]
     assert "s3cr3t" not in "".join(stored)
-    told = subprocess.run(
+    found = subprocess.run(
         ["grep", "--recursive", "--files-with-matches", "--text", "--exclude-dir=.git", "s3cr3t", "."],
         cwd=clone.folder, check=False, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    # where the user has written it, and where the tests have
-    assert [name for name in told.stdout.split() if not name.startswith("./tests/")] == ["./params.yaml"]
+    # The user has written it there, and the tests contain it, too.
+    assert [name for name in found.stdout.split() if not name.startswith("./tests/")] == ["./params.yaml"]
 
 
 def test_a_temporary_failure_is_tried_again(project: Clone, prefect_env: dict[str, str]) -> None:
@@ -183,7 +183,7 @@ def test_a_temporary_failure_is_tried_again(project: Clone, prefect_env: dict[st
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_process_survives_the_flow(repeated: Clone, prefect_env: dict[str, str], ending: signal.Signals) -> None:
-    """Ended in the middle of the training; then the next run is good."""
+    """The flow ends in the middle of a training run; then the next run succeeds."""
     command = [sys.executable, "-m", "flows.pipeline", "-S", "recipes.convnet.epochs=1000"]
     log = repeated.folder.parent / "flow.log"
     with log.open("w") as output:
@@ -191,7 +191,7 @@ def test_no_process_survives_the_flow(repeated: Clone, prefect_env: dict[str, st
             command, cwd=repeated.folder, stdout=output, stderr=output, env=repeated.environment(prefect_env)
         )
     try:
-        wait_for(lambda: "epoch 3/1000" in log.read_text() or flow.poll() is not None, 300, "the training")
+        wait_for(lambda: "epoch 3/1000" in log.read_text() or flow.poll() is not None, 300, "the training run")
         family = psutil.Process(flow.pid).children(recursive=True)
         assert any("stages.train" in process.cmdline() for process in family), log.read_text()
         flow.send_signal(ending)
@@ -231,7 +231,7 @@ def is_running_a_stage(_: psutil.Process, log: Path) -> bool:
 def test_ctrl_c_without_a_server_brings_the_prompt_back_in_seconds(
     project: Clone, tmp_path: Path, moment: Callable[[psutil.Process, Path], bool], message: str
 ) -> None:
-    """As in a terminal, the whole process group gets the signal."""
+    """The whole process group gets the signal, as in a terminal."""
     log = tmp_path / "flow.log"
     with log.open("w") as output:
         flow = subprocess.Popen(
@@ -273,7 +273,7 @@ def test_a_run_ends_if_its_worker_died_while_it_started() -> None:
         (["trian"], "found 'trian', the stages are"),
     ],
 )
-def test_a_wrong_name_is_refused_before_anything_runs(
+def test_a_wrong_name_is_reported_before_anything_runs(
     clone: Clone, prefect_env: dict[str, str], arguments: list[str], message: str
 ) -> None:
     before = (clone.folder / "params.yaml").read_bytes()

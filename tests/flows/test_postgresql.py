@@ -1,4 +1,4 @@
-"""A team's set-up: PostgreSQL behind Prefect's server, and two workers that share the queue."""
+"""Test a team's set-up: PostgreSQL behind Prefect's server, and two workers that share the queue."""
 
 import os
 import pwd
@@ -21,18 +21,18 @@ from tests.flows.test_schedule import finished, start_run
 
 
 def program(name: str) -> str | None:
-    """PostgreSQL's server programs stand outside the path on Debian."""
+    """Return the path of one of PostgreSQL's server programs, which are not on the search path on Debian."""
     folders = [str(folder) for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
     return shutil.which(name, path=os.pathsep.join([*folders, os.environ["PATH"]]))
 
 
 @pytest.fixture
 def database(tmp_path: Path) -> Iterator[str]:
-    """The URL of an empty PostgreSQL database on loopback."""
+    """Yield the URL of an empty PostgreSQL database on loopback."""
     initdb, postgres, pg_isready = map(program, ("initdb", "postgres", "pg_isready"))
     if not (initdb and postgres and pg_isready):
         pytest.skip("PostgreSQL's server programs are not installed")
-    # it refuses to run as root
+    # PostgreSQL does not run as root.
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     data, port = Path("/tmp") / f"vision-pipeline-postgresql-{os.getpid()}", free_port()
     data.mkdir()
@@ -50,7 +50,7 @@ def database(tmp_path: Path) -> Iterator[str]:
                 wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, 30, "PostgreSQL")
                 yield f"postgresql+asyncpg://prefect@127.0.0.1:{port}/postgres"
             finally:
-                process.send_signal(signal.SIGINT)  # its fast shutdown
+                process.send_signal(signal.SIGINT)  # a fast shutdown
     finally:
         shutil.rmtree(data)
 

@@ -81,7 +81,7 @@ def make_project(folder: Path, idx: Path) -> Clone:
 
 @contextmanager
 def scheduled(project: Clone, log: Path) -> Iterator[Schedule]:
-    """`python -m flows.schedule`, ended by ctrl-C, and a client of its server."""
+    """Run `python -m flows.schedule` and a client of its server, and end it by ctrl-C."""
     port = free_port()
     with log.open("w") as output:
         process = psutil.Popen(
@@ -122,7 +122,7 @@ def schedule(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Iterat
 
 
 def listening(process: psutil.Process) -> set[str]:
-    """The addresses at which it and its descendants wait for connections."""
+    """Return the addresses at which it and its descendants wait for connections."""
     family = [process, *process.children(recursive=True)]
     return {socket.laddr.ip for one in family for socket in one.net_connections() if socket.status == "LISTEN"}
 

@@ -1,4 +1,4 @@
-"""Runs in checkouts of their own, saved as experiments and pushed."""
+"""Test runs in separate checkouts, which are saved as experiments and pushed."""
 
 import json
 import subprocess
@@ -66,7 +66,7 @@ def test_a_dead_runs_checkout_is_swept(clone: Clone) -> None:
 
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """An S3-speaking server on loopback with the bucket `data`."""
+    """Yield the address of an S3 server on loopback that has the bucket `data`."""
     port = free_port()
     log = (tmp_path_factory.mktemp("moto") / "log").open("w")
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
@@ -92,7 +92,7 @@ def test_push_to_a_folder_and_a_git_remote(project: Clone, prefect_env: dict[str
     project.run("git", "init", "--quiet", "--bare", str(tmp_path / "origin.git"))
     project.run("git", "remote", "add", "origin", str(tmp_path / "origin.git"))
     project.run("git", "push", "--quiet", "origin", "main")
-    # set for this machine alone, as credentials are
+    # It is set for this machine alone, as credentials are.
     project.run("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
     name = run_name(project.run(*ISOLATED, env=prefect_env).stdout)
     assert sum(path.is_file() for path in (tmp_path / "store/files/md5").rglob("*")) == 4
@@ -136,7 +136,7 @@ def test_push_to_s3(project: Clone, prefect_env: dict[str, str], s3_endpoint: st
 
 def test_runs_that_start_at_once_do_not_sweep_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
-    # the locks are what is tried here, not DVC
+    # Only the locks are tested here, not DVC.
     monkeypatch.setattr(workspace, "check_out", lambda _, folder: folder.mkdir())
     together = Barrier(8, timeout=20)
 

@@ -1,4 +1,4 @@
-"""The service as a real process, with a small model that knows MNIST's digits.
+"""Run the service as a real process, with a small model that knows MNIST's digits.
 
 digits.onnx is what the pipeline of revision ba55462 makes of a small convnet, 99.30 % of 10,000 test images right:
 `dvc exp run -S 'recipes.convnet.model.channels=[[8],[16],[32]]' -S recipes.convnet.epochs=8
@@ -23,6 +23,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from stages.core.examples import image
 from tests.conftest import PROJECT, Clone, wait_for
 
 DIGITS = Path(__file__).with_name("digits.onnx")
@@ -31,7 +32,7 @@ PLACES = ["high", "middle", "low"]
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """What a shell starts in the background ignores ctrl-C, and so would all that the tests start."""
+    """Handle ctrl-C even in the background, where a shell lets its processes, and so the service, ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -50,7 +51,7 @@ class Service:
         return self.log.read_text()
 
     def replace_model(self, content: bytes) -> None:
-        """As a stage does: the file is gone, and then there in one step."""
+        """Replace the file as a stage does: it is removed, and then the new one appears in one step."""
         self.model.unlink(missing_ok=True)
         partial = self.model.with_suffix(".partial")
         partial.write_bytes(content)
@@ -76,6 +77,13 @@ def start(folder: Path, log: Path, *options: str, limits: str = "") -> subproces
         )
 
 
+def failure(folder: Path, *options: str) -> str:
+    """Return the output of a service that does not start."""
+    process = start(folder, folder / "service.log", *options)
+    assert process.wait(timeout=60) == 1
+    return (folder / "service.log").read_text()
+
+
 @contextmanager
 def serving(folder: Path, model: Path = DIGITS, limits: str = "") -> Iterator[Service]:
     """Run a service with its own copy of the model, and end it by ctrl-C if it is still running."""
@@ -93,7 +101,7 @@ def serving(folder: Path, model: Path = DIGITS, limits: str = "") -> Iterator[Se
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """For tests that do not change it."""
+    """Run one service for all tests that do not change it."""
     with serving(tmp_path_factory.mktemp("service")) as running:
         yield running
 
@@ -115,36 +123,47 @@ def write_places_model(path: Path) -> Path:
         helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
-    image = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 1, 30, 20])
+    pixels = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 1, 30, 20])
     outputs = [
         helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("logits", "probabilities")
     ]
     graph = helper.make_graph(
-        nodes, "main", [image], outputs, [numpy_helper.from_array(weight.reshape(600, 3), "weight")]
+        nodes, "main", [pixels], outputs, [numpy_helper.from_array(weight.reshape(600, 3), "weight")]
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    about = {"classes": json.dumps(PLACES), "unsure_below": "0.5", "centre_ink": "false"}
-    helper.set_model_props(model, about | {"recipe": "by hand", "dataset": "bars"})
+    spec = image.specify((1, 30, 20), PLACES, mean=0, std=1, centre_ink=False)
+    metadata = {"spec": spec.model_dump_json(), "unsure_below": "0.5", "recipe": "by hand", "dataset": "bars"}
+    helper.set_model_props(model, metadata)
     onnx.save(model, path)
     return path
 
 
 def bar(place: int) -> NDArray[np.uint8]:
     """Return an image [30, 20] of the class `PLACES[place]`, too dim to look like ink on paper."""
-    image = np.random.default_rng(place).integers(20, 60, (30, 20), np.uint8)
-    image[10 * place + 3 : 10 * place + 7, 2:18] += 120
-    return image
+    image_HW = np.random.default_rng(place).integers(20, 60, (30, 20), np.uint8)
+    image_HW[10 * place + 3 : 10 * place + 7, 2:18] += 120
+    return image_HW
 
 
-def enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return image.repeat(10, axis=0).repeat(10, axis=1)
+def enlarged(image_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return image_HW.repeat(10, axis=0).repeat(10, axis=1)
 
 
 def altered(change: Callable[[onnx.ModelProto], object]) -> bytes:
-    """Another model: the digits' one after `change`."""
+    """Return the model of the digits after `change`."""
     model = onnx.load(DIGITS)
     change(model)
     return model.SerializeToString()
+
+
+def set_spec(**values: object) -> Callable[[onnx.ModelProto], None]:
+    """Change fields of the spec in the metadata."""
+
+    def change(model: onnx.ModelProto) -> None:
+        (spec,) = (json.loads(entry.value) for entry in model.metadata_props if entry.key == "spec")
+        set_metadata(spec=json.dumps(spec | values))(model)
+
+    return change
 
 
 def set_metadata(**values: str) -> Callable[[onnx.ModelProto], None]:
@@ -154,3 +173,14 @@ def set_metadata(**values: str) -> Callable[[onnx.ModelProto], None]:
         onnx.helper.set_model_props(model, merged)
 
     return change
+
+
+def make_colored(model: onnx.ModelProto) -> None:
+    """Take images of three planes, of which the model uses the first."""
+    set_spec(shape=[3, 28, 28])(model)
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
+    for node in model.graph.node:
+        node.input[:] = ["plane" if name == "image" else name for name in node.input]
+    slices = {"starts": [0], "ends": [1], "axes": [1]}
+    model.graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in slices.items())
+    model.graph.node.insert(0, onnx.helper.make_node("Slice", ["image", *slices], ["plane"]))

@@ -1,4 +1,4 @@
-"""Tell schemathesis what pictures to send, and keep images from being blank, which a schema cannot rule out."""
+"""Provide schemathesis with pictures, and keep images from being blank, which a schema cannot rule out."""
 
 import io
 from typing import Any

@@ -1,6 +1,5 @@
-"""The page in a real browser: digits drawn on it with the mouse, a finger and the keyboard."""
+"""Test the page in a real browser: digits are drawn on it with the mouse, a finger and the keyboard."""
 
-import json
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -9,13 +8,13 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.conftest import wait_for
-from tests.serving.conftest import Service, altered, serving, set_metadata, write_places_model
+from tests.serving.conftest import Service, altered, serving, set_spec, write_places_model
 
 Stroke = list[tuple[float, float]]
 
 
 def arc(x: float, y: float, width: float, height: float, *degrees: int) -> Stroke:
-    """Part of an ellipse around (x, y), from one angle to another."""
+    """Return part of an ellipse around (x, y), from one angle to another."""
     start, end = degrees
     angles = [math.radians(start + (end - start) * step / 16) for step in range(17)]
     return [(x + width * math.cos(angle), y + height * math.sin(angle)) for angle in angles]
@@ -38,7 +37,7 @@ DIGITS: dict[str, list[Stroke]] = {
 
 class Visit(NamedTuple):
     page: Page
-    complaints: list[str]  # of the console, where a break of the security policy is told, too
+    complaints: list[str]  # in the console, which also reports violations of the security policy
     requests: list[str]
 
 
@@ -61,7 +60,7 @@ def on_pad(page: Page, stroke: Stroke) -> Stroke:
 
 
 def draw(page: Page, strokes: list[Stroke]) -> None:
-    """With the mouse, until the last stroke is answered."""
+    """Draw with the mouse, and wait until the last stroke is answered."""
     for stroke in strokes:
         first, *others = on_pad(page, stroke)
         page.mouse.move(*first)
@@ -87,7 +86,7 @@ def test_digits_drawn_with_the_mouse(browser: Browser, service: Service) -> None
     assert [url for url in requests if not url.startswith((f"{service.url}/", "data:"))] == []
 
 
-def test_a_browser_that_tells_of_each_move_alone(browser: Browser, service: Service) -> None:
+def test_a_browser_without_coalesced_events(browser: Browser, service: Service) -> None:
     page, complaints, _ = visit(browser, service.url)
     page.evaluate("delete PointerEvent.prototype.getCoalescedEvents")
     draw(page, DIGITS["1"])
@@ -95,7 +94,7 @@ def test_a_browser_that_tells_of_each_move_alone(browser: Browser, service: Serv
     assert complaints == []
 
 
-def test_what_the_model_is_given_is_shown(browser: Browser, service: Service) -> None:
+def test_the_input_of_the_model_is_shown(browser: Browser, service: Service) -> None:
     page = visit(browser, service.url).page
     pixels = "given.getContext('2d').getImageData(0, 0, 28, 28).data"
     lit = f"{pixels}.filter((value, at) => at % 4 === 0 && value > 40).length"
@@ -145,7 +144,7 @@ def test_a_digit_drawn_with_the_keyboard(browser: Browser, service: Service) -> 
     assert complaints == []
 
 
-def test_the_pen_is_seen_when_the_keyboard_goes_on_after_the_mouse(browser: Browser, service: Service) -> None:
+def test_the_pen_is_visible_when_the_keyboard_is_used_after_the_mouse(browser: Browser, service: Service) -> None:
     page = visit(browser, service.url).page
     draw(page, DIGITS["1"])
     expect(page.locator("#pen")).to_be_hidden()
@@ -190,8 +189,8 @@ def test_a_model_of_images_that_are_not_square(browser: Browser, tmp_path: Path,
 @pytest.mark.parametrize("viewport", [320, 360, 720, 1200])
 def test_long_names_of_classes_fit(browser: Browser, own_service: Service, viewport: int) -> None:
     names = [*"0123456", "trousers", "a long name of several words", "Donaudampfschifffahrtsgesellschaft"]
-    own_service.replace_model(altered(set_metadata(classes=json.dumps(names))))
-    wait_for(lambda: own_service.client.get("/model").json()["classes"] == names, 60, "the new model")
+    own_service.replace_model(altered(set_spec(classes=names)))
+    wait_for(lambda: own_service.client.get("/model").json()["spec"]["classes"] == names, 60, "the new model")
     page = visit(browser, own_service.url).page
     page.set_viewport_size({"width": viewport, "height": 780})
     draw(page, DIGITS["7"])

@@ -4,10 +4,13 @@ It is the format of LeCun, Cortes & Burges' MNIST page: two zero bytes, the type
 dimensions, each dimension as a big-endian 32-bit integer, then the data.
 """
 
+import gzip
 import struct
+import zlib
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +32,7 @@ FILES = {
     "test": IdxFiles("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 NAMES = [name for files in FILES.values() for name in files]
+GZIP = b"\x1f\x8b"  # A gzipped file begins with these bytes.
 
 
 class RawSplit(NamedTuple):
@@ -46,26 +50,81 @@ def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     """
     if not path.exists():
         raise UserError(f"{path} not found; an IDX data set has the files {', '.join(NAMES)}")
-    size, header = path.stat().st_size, 4 + 4 * ndim
     with path.open("rb") as file:
-        head = file.read(header)
-    if len(head) < header:
-        raise UserError(f"{path} is truncated: {size} bytes, the header alone takes {header}")
-    magic, *shape = struct.unpack(f">{1 + ndim}I", head)
-    if magic != 0x0800 + ndim:
-        raise UserError(f"{path} is not an IDX file of {ndim}-D bytes: magic {magic:#010x}, not {0x0800 + ndim:#010x}")
-    # Nothing is mapped before this check, because the header may claim any size.
-    if size != header + prod(shape):
-        raise UserError(f"{path} has {size} bytes, but its header says {shape}: {header + prod(shape)} bytes")
+        shape = read_header(file, ndim, path)
+    check_size(path, shape, path)  # Nothing is mapped before this check, because the header may claim any size.
     if prod(shape) == 0:
-        raise UserError(f"{path} is empty: its header says {shape}")
-    return np.memmap(path, np.uint8, "r", header, tuple(shape))
+        raise UserError(f"{path} is empty: its header says {[*shape]}")
+    return np.memmap(path, np.uint8, "r", header_size(ndim), shape)
+
+
+def signature(ndim: int) -> bytes:
+    """Return the first bytes of an IDX file of `ndim`-D bytes."""
+    return struct.pack(">I", 0x0800 + ndim)
+
+
+def header_size(ndim: int) -> int:
+    """Return the number of bytes before the data."""
+    return 4 + 4 * ndim
+
+
+def open_idx(path: Path) -> BinaryIO:
+    """Open an IDX file, decompressed if it is gzipped."""
+    with path.open("rb") as file:
+        zipped = file.read(len(GZIP)) == GZIP
+    return cast("BinaryIO", gzip.open(path)) if zipped else path.open("rb")
+
+
+def read_header(file: BinaryIO, ndim: int, name: Path | str) -> tuple[int, ...]:
+    """Return the shape of the `ndim`-D bytes in an open IDX file; raise `UserError` with its name if it holds others.
+
+    Leaves the file where the data begin.
+    """
+    size = header_size(ndim)
+    header = file.read(size)
+    if len(header) < size:
+        raise UserError(f"{name} is truncated: {len(header)} bytes, the header alone takes {size}")
+    magic, *shape = struct.unpack(f">{1 + ndim}I", header)
+    if magic != 0x0800 + ndim:
+        raise UserError(f"{name} is not an IDX file of {ndim}-D bytes: magic {magic:#010x}, not {0x0800 + ndim:#010x}")
+    return tuple(shape)
+
+
+def check_size(path: Path, shape: tuple[int, ...], name: Path | str) -> None:
+    """Raise `UserError` with its name if an uncompressed file has not the size that its header says."""
+    size, expected = path.stat().st_size, header_size(len(shape)) + prod(shape)
+    if size != expected:
+        raise UserError(f"{name} has {size} bytes, but its header says {[*shape]}: {expected} bytes")
+
+
+def read_parts(path: Path, shape: tuple[int, ...], step: int, first: int) -> Iterator[NDArray[np.uint8]]:
+    """Yield the data of an IDX file, gzipped or not, `step` examples at a time, without the first `first` parts.
+
+    Raise `EOFError` where the data end early, or what gzip raises where they are damaged. If that is before part
+    `first`, yield nothing.
+    """
+    count, *example = shape
+    size, start = prod(example), first * step
+    with open_idx(path) as file:
+        begin = header_size(len(shape)) + size * start
+        try:
+            reached = file.seek(begin)
+        except (OSError, EOFError, zlib.error):
+            return
+        if reached < begin:
+            return
+        for index in range(start, count, step):
+            wanted = size * min(step, count - index)
+            content = file.read(wanted)
+            if len(content) < wanted:
+                raise EOFError(f"it ends before example {index + len(content) // size:,} of {count:,}")
+            yield np.frombuffer(content, np.uint8).reshape(-1, *example)
 
 
 def write_idx(path: Path, data: NDArray[np.uint8]) -> None:
     """Write what `read_idx` reads."""
     with path.open("wb") as file:
-        file.write(struct.pack(f">{1 + data.ndim}I", 0x0800 + data.ndim, *data.shape))
+        file.write(signature(data.ndim) + struct.pack(f">{data.ndim}I", *data.shape))
         file.write(data.tobytes())
 
 

@@ -8,18 +8,23 @@ import io
 import math
 import re
 import warnings
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from stages.core.examples.spec import Spec
 from stages.core.files.errors import UserError
 
+if TYPE_CHECKING:  # The service uses this module, too, and starts sooner without polars.
+    import polars as pl
+
 MAX_PIXELS = 50_000_000  # of one picture, as the largest cameras of telephones take them
+MAX_BYTES = 8 * MAX_PIXELS  # of a picture's file: PNG, the largest format, has at most 8 bytes per pixel
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 SIGNATURES = re.compile(
     rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM.{4}\0{4}|II[*+]\0|MM\0[*+]", re.DOTALL
 )
@@ -57,13 +62,17 @@ def describe(images_NCHW: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]
     return {"pixel_mean": mean_N.astype(np.float32), "pixel_std": std_N.astype(np.float32)}
 
 
-def summarize(examples: pl.DataFrame) -> dict[str, float]:
+def summarize(examples: "pl.DataFrame") -> dict[str, float]:
     """Return the mean and deviation of all pixels (0..255) of these images, and the means of the extreme images."""
-    mean, std = (pl.col(f"pixel_{name}").cast(pl.Float64) for name in ("mean", "std"))
+    mean_N, std_N = (examples[f"pixel_{name}"].to_numpy().astype(np.float64) for name in ("mean", "std"))
     # All images have the same size, so the mean of their squares is that of all pixels.
-    deviation = ((std**2 + mean**2).mean() - mean.mean() ** 2).sqrt()
-    pixels = examples.select(mean=mean.mean(), deviation=deviation, darkest=mean.min(), brightest=mean.max())
-    return pixels.row(0, named=True)
+    deviation = math.sqrt((std_N**2 + mean_N**2).mean() - mean_N.mean() ** 2)
+    return {
+        "mean": float(mean_N.mean()),
+        "deviation": deviation,
+        "darkest": float(mean_N.min()),
+        "brightest": float(mean_N.max()),
+    }
 
 
 def adversarial(spec: Spec, count: int, seed: int) -> dict[str, NDArray[np.uint8]]:
@@ -82,6 +91,49 @@ def draw(images_NCHW: NDArray[np.generic]) -> str:
     file = io.BytesIO()
     Image.fromarray(picture_HW).save(file, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def check_readable(spec: Spec, name: Path) -> None:
+    """Raise `UserError` with the model's name unless pictures, read as grey levels, can become its inputs."""
+    planes = spec.shape[0]
+    if planes != 1:
+        raise UserError(f"{name} does not work: its images have {planes} planes, allowed is 1: grey levels")
+
+
+def check_array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> tuple[int, ...]:
+    """Return the shape, [N, H, W] or [N, H, W, 3], of the images in an array of this shape; a single image is N = 1.
+
+    Raise `UserError` with the array's name if it holds something else.
+    """
+    if len(shape) == 2 or (len(shape) == 3 and shape[2] == 3):
+        shape = (1, *shape)
+    pixels = math.prod(shape[1:3])
+    fits = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
+    if dtype != np.uint8 or not fits or not 0 < pixels <= MAX_PIXELS:
+        raise UserError(
+            f"{name} holds {dtype} {[*shape]}; allowed are uint8 [H, W], [N, H, W], [H, W, 3] or [N, H, W, 3] of at"
+            f" most {MAX_PIXELS:,} pixels an image"
+        )
+    return shape
+
+
+def to_inputs(images: NDArray[np.uint8], spec: Spec) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Return inputs [N, 1, H, W] for a model, made of images as `check_array` allows, and which of them are blank."""
+    if images.ndim == 4:
+        count, height, width, colors = images.shape
+        grey = Image.fromarray(images.reshape(-1, width, colors)).convert("L")  # by the luma that `decode` takes
+        images = np.asarray(grey).reshape(count, height, width)
+    _, height, width = spec.shape
+    images_NHW, blank_N = fit(images, height, width, centre_ink=spec.centre_ink)
+    return images_NHW[:, None], blank_N
+
+
+def to_input(grey_HW: NDArray[np.uint8], name: str, spec: Spec) -> NDArray[np.uint8]:
+    """Return the input [1, H, W] for a model, made of one image; raise `UserError` with its name if it is blank."""
+    (input_CHW,), (blank,) = to_inputs(grey_HW[None], spec)
+    if blank:
+        raise UserError(f"{name} {BLANK}")
+    return input_CHW
 
 
 def decode(content: bytes, source: str) -> NDArray[np.uint8]:
@@ -105,7 +157,7 @@ def decode(content: bytes, source: str) -> NDArray[np.uint8]:
         raise UserError(f"{source} has more than the {MAX_PIXELS:,} pixels that are allowed") from None
     except UnidentifiedImageError:
         what = f"its {len(content):,} bytes are none of {', '.join(FORMATS)}" if content else "it is empty"
-        raise UserError(f"{source} is no picture: {what}") from None
+        raise UserError(f"{source} is not a picture: {what}") from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions.
         raise UserError(f"{source} cannot be read: {error}") from error
 

@@ -29,6 +29,8 @@ ONNX = Path("artifacts/onnx/model.onnx")
 PARITY_METRICS = Path("artifacts/metrics/parity.json")
 PARITY_DETAILS = Path("artifacts/details/parity.json")
 
+FOLDERS = Path("artifacts/predictions")  # Predictions for the user's own files, by the name of their folder.
+
 BASELINE = Path("artifacts/baseline")  # Metrics of another run, by data set, for comparison.
 PAGE = Path("artifacts/report/index.html")
 CARD = Path("artifacts/report/MODEL_CARD.md")

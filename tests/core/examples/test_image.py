@@ -187,9 +187,9 @@ def test_orientation(format: str) -> None:  # noqa: A002
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no picture: it is empty"),
-        (b"hello", "is no picture: its 5 bytes are none of PNG, JPEG, WEBP, GIF, BMP, TIFF"),
-        (encode(Image.new("L", (9, 9)), "PPM"), "is no picture"),
+        (b"", "is not a picture: it is empty"),
+        (b"hello", "is not a picture: its 5 bytes are none of PNG, JPEG, WEBP, GIF, BMP, TIFF"),
+        (encode(Image.new("L", (9, 9)), "PPM"), "is not a picture"),
         (encode(Image.new("L", (90, 90)))[:-30], "cannot be read"),
         (encode(Image.effect_noise((90, 90), 50), "JPEG")[:-900], "cannot be read"),
         (png(2, 2, 0, (b"IDAT", b"no zlib stream")), "cannot be read"),

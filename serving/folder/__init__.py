@@ -1,0 +1,1 @@
+"""Predict the labels of all examples in a folder, as a table."""
