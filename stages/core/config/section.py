@@ -16,6 +16,11 @@ BatchSize = Annotated[int, Field(gt=0, le=10**6)]
 
 
 class Section(BaseModel):
-    """Hold one section: strict types, every key required, unknown keys refused, no infinities."""
+    """Hold one section: strict types, every key required, no unknown keys, no infinities.
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+    The docstring below a field becomes its description in docs/configuration-reference.md.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
