@@ -716,7 +716,7 @@ def test_compile_without_a_compiler_is_refused(
     with start() as process:
         assert process.wait() == 1
     told = Path("train.log").read_text()
-    assert "train: error: train.compile needs g++, Python's headers and, on a GPU, Triton" in told
+    assert "train: error: machine.compile needs g++, Python's headers and, on a GPU, Triton" in told
     assert "Traceback" not in told
 
 

@@ -27,6 +27,6 @@ class Parity(Section):
     batch_sizes: Annotated[list[BatchSize], Field(min_length=1, max_length=100)]
     """The batch sizes in which the test images are compared."""
     noise_images: Annotated[int, Field(gt=0, le=10_000)]
-    """The number of images of random, black and white pixels that are compared as well, in one batch."""
+    """The number of images of random pixels that are compared as well, in one batch; so are one black and one white."""
     max_abs_diff: Annotated[float, Field(gt=0, le=1)]
     """The largest allowed difference between a logit of ONNX Runtime and the same logit of PyTorch."""

@@ -32,7 +32,7 @@ def redacted(text: str) -> str:
 
 MACHINE = {
     "out of memory|allocate memory": "out of memory, a smaller batch_size takes less",
-    r"C\+\+ compile|working triton installation": "train.compile needs g++, Python's headers and, on a GPU, Triton",
+    r"C\+\+ compile|working triton installation": "machine.compile needs g++, Python's headers and, on a GPU, Triton",
     "Connection closed by peer|Connection reset by peer": "another process of this training has ended",
     "create a primitive": "this processor cannot compute that in bfloat16, but with precision: float32",
 }

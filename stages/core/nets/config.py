@@ -93,7 +93,7 @@ class RecurrentConfig(Section):
     layers: Annotated[int, Field(ge=1, le=8)]
     """The number of recurrent layers."""
     dropout: Dropout
-    """The share of the activations that training drops."""
+    """The share of the activations between layers and before the classifier that training drops."""
 
 
 class TransformerConfig(Section):
