@@ -95,7 +95,7 @@ COMMANDS: dict[str, How] = {
     "dvc exp run -S dataset=fashion-mnist": Run(target="normalize"),
     "dvc exp run -S machine.processes=4": Override(),
     "dvc exp run -S normalize.class_share.min=0.05 -S normalize.class_share.max=0.2": Run(target="normalize"),
-    "dvc exp run -S recipe=article -S dataset=fashion-mnist": Run(),
+    "dvc exp run -S recipe=article -S dataset=fashion-mnist": Run(target="train"),
     "dvc exp run -S recipe=article": Run(target="normalize"),
     "dvc exp run -n gentle -S +recipes.convnet.augmentation.rotation=5": Run(target="normalize"),
     "dvc exp run -n slower -S recipes.convnet.optimizer.lr=0.003": Run(),
