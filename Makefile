@@ -72,6 +72,12 @@ format: .venv/installed ## Put the code into its format
 	ruff check --fix
 	ruff format
 
+.PHONY: docs
+docs: .venv/installed ## Build the documentation; a broken link or a page that nothing leads to is an error
+	@python -m docs.reference
+	@sphinx-build --quiet --fail-on-warning --keep-going -c docs . site
+	@echo "docs: site/docs/index.html"
+
 .PHONY: lock
 lock: .venv/installed ## Pin the newest versions that pyproject.toml admits
 	uv pip compile --upgrade --universal --generate-hashes --no-header --quiet \

@@ -29,8 +29,11 @@ class Params(Section):
 
     recipe_defaults: dict[str, Any]  # Its values are validated as part of the recipes.
     recipe: Name
+    """The recipe that is trained, one of `recipes`."""
     dataset: Name
+    """The data set that it is trained on, one of `datasets`."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
+    """The seed of the validation split, the initial weights, the order of the batches and the augmentation."""
     machine: Machine
     normalize: Normalize
     train: Train

@@ -16,6 +16,10 @@ BatchSize = Annotated[int, Field(gt=0, le=10**6)]
 
 
 class Section(BaseModel):
-    """Hold one section: strict types, every key required, unknown keys refused, no infinities."""
+    """Hold one section: strict types, every key required, no unknown keys, no infinities.
+
+    The docstring below a field is its description in docs/configuration-reference.md. It is read from the source there:
+    with pydantic's `use_attribute_docstrings`, every stage would start later.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

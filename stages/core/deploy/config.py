@@ -11,17 +11,22 @@ class Evaluate(Section):
     """Configure stage `evaluate`."""
 
     batch_size: BatchSize
+    """The number of test images that the model classifies at once."""
 
 
 class Export(Section):
     """Configure stage `export`."""
 
     opset: Annotated[int, Field(ge=18, le=23)]
+    """The version of the ONNX operator set."""
 
 
 class Parity(Section):
     """Configure stage `parity`."""
 
     batch_sizes: Annotated[list[BatchSize], Field(min_length=1, max_length=100)]
-    noise_images: Annotated[int, Field(gt=0, le=10_000)]  # They are one batch.
-    max_abs_diff: Annotated[float, Field(gt=0, le=1)]  # between logits
+    """The batch sizes in which the test images are compared."""
+    noise_images: Annotated[int, Field(gt=0, le=10_000)]
+    """The number of images of random pixels that are compared as well, in one batch; so are one black and one white."""
+    max_abs_diff: Annotated[float, Field(gt=0, le=1)]
+    """The largest allowed difference between a logit of ONNX Runtime and the same logit of PyTorch."""

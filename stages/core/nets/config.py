@@ -21,7 +21,9 @@ class MlpConfig(Section):
 
     name: Literal["mlp"]
     hidden: Annotated[list[Width], Field(max_length=16)]
+    """The widths of the hidden layers."""
     dropout: Dropout
+    """The share of the activations that training drops after each hidden layer."""
 
 
 class ConvNetConfig(Section):
@@ -31,20 +33,26 @@ class ConvNetConfig(Section):
     """
 
     name: Literal["convnet"]
-    channels: Annotated[  # of the convolutions of each block
+    channels: Annotated[
         list[Annotated[list[Channels], Field(min_length=1, max_length=4)]], Field(min_length=1, max_length=4)
     ]
-    stem: Literal["pool", "stride"]  # what halves in the first block: max-pool, or a convolution of stride 2
+    """The output channels of the convolutions of each block."""
+    stem: Literal["pool", "stride"]
+    """What halves the size in the first block: max pooling, or a convolution of stride 2."""
     head: Literal["flatten", "max"]
+    """What the classifier sees: all positions, or the maximum of each channel."""
     dropout: Dropout
+    """The share of the features before the classifier that training drops."""
 
 
 class VggConfig(Section):
     """Configure a VGG."""
 
     name: Literal["vgg"]
-    layers: Annotated[list[Channels | Literal["M"]], Field(min_length=1, max_length=32)]  # channels, or M: max-pool
+    layers: Annotated[list[Channels | Literal["M"]], Field(min_length=1, max_length=32)]
+    """The output channels of each convolution, or M for max pooling."""
     dropout: Dropout
+    """The share of the activations of the classifier that training drops."""
 
     @field_validator("layers")
     @classmethod
@@ -58,7 +66,8 @@ class ResNetConfig(Section):
     """Configure a ResNet of basic blocks."""
 
     name: Literal["resnet"]
-    blocks: Annotated[list[Depth], Field(min_length=4, max_length=4)]  # of 64, 128, 256 and 512 channels
+    blocks: Annotated[list[Depth], Field(min_length=4, max_length=4)]
+    """The number of basic blocks of 64, 128, 256 and 512 channels."""
 
 
 class DenseNetConfig(Section):
@@ -66,9 +75,13 @@ class DenseNetConfig(Section):
 
     name: Literal["densenet"]
     growth_rate: Annotated[int, Field(gt=0, le=128)]
-    blocks: Annotated[list[Depth], Field(min_length=1, max_length=4)]  # layers in each
-    features: Channels  # of the stem
+    """The channels that each layer adds."""
+    blocks: Annotated[list[Depth], Field(min_length=1, max_length=4)]
+    """The number of layers of each dense block."""
+    features: Channels
+    """The output channels of the first convolution."""
     dropout: Dropout
+    """The share of each layer's output that training drops."""
 
 
 class RecurrentConfig(Section):
@@ -76,19 +89,27 @@ class RecurrentConfig(Section):
 
     name: Literal["lstm", "gru"]
     hidden: Features
+    """The features of the hidden state."""
     layers: Annotated[int, Field(ge=1, le=8)]
+    """The number of recurrent layers."""
     dropout: Dropout
+    """The share of the activations between layers and before the classifier that training drops."""
 
 
 class TransformerConfig(Section):
     """Configure a transformer encoder over patches."""
 
     name: Literal["transformer"]
-    patch: Annotated[int, Field(gt=0, le=1024)]  # pixels, each way
+    patch: Annotated[int, Field(gt=0, le=1024)]
+    """The side of a patch in pixels; it must divide the height and the width of an image."""
     dim: Annotated[int, Field(gt=0, le=2048)]
+    """The features of each patch."""
     heads: Annotated[int, Field(gt=0, le=2048)]
+    """The number of attention heads, which must divide `dim`."""
     layers: Annotated[int, Field(ge=1, le=24)]
+    """The number of encoder layers."""
     dropout: Dropout
+    """The share of the activations that training drops."""
 
     @model_validator(mode="after")
     def heads_divide_dim(self) -> Self:
@@ -101,10 +122,14 @@ class WaveNetConfig(Section):
     """Configure dilated causal convolutions over the pixels."""
 
     name: Literal["wavenet"]
-    stride: Annotated[int, Field(gt=0, le=1024)]  # pixels in one step
+    stride: Annotated[int, Field(gt=0, le=1024)]
+    """The pixels in one step; it must divide the pixels of an image."""
     channels: Channels
+    """The channels of each layer."""
     layers: Annotated[int, Field(ge=1, le=12)]
+    """The number of layers; each doubles the dilation."""
     dropout: Dropout
+    """The share of the activations that training drops."""
 
 
 NetConfig = Annotated[

@@ -17,6 +17,7 @@ class CrossEntropy(Section):
 
     name: Literal["cross_entropy"]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    """The share of the target's probability that is spread over all classes."""
 
 
 class Mse(Section):
@@ -30,9 +31,13 @@ class Sgd(Section):
 
     name: Literal["sgd"]
     lr: Rate
+    """The learning rate; with a schedule, the highest one."""
     momentum: Annotated[float, Field(ge=0, lt=1)]
+    """The share of the previous step that is kept."""
     nesterov: bool
-    weight_decay: NotNegative  # L2: added to the gradient
+    """Whether to use Nesterov's momentum, which needs a momentum above 0."""
+    weight_decay: NotNegative
+    """The factor of the L2 penalty, which is added to the gradient."""
 
     @model_validator(mode="after")
     def nesterov_needs_momentum(self) -> Self:
@@ -46,7 +51,9 @@ class Adam(Section):
 
     name: Literal["adam"]
     lr: Rate
-    weight_decay: NotNegative  # L2: added to the gradient
+    """The learning rate; with a schedule, the highest one."""
+    weight_decay: NotNegative
+    """The factor of the L2 penalty, which is added to the gradient."""
 
 
 class AdamW(Section):
@@ -54,7 +61,9 @@ class AdamW(Section):
 
     name: Literal["adamw"]
     lr: Rate
+    """The learning rate; with a schedule, the highest one."""
     weight_decay: NotNegative
+    """The factor of the weight decay, which does not pass through the gradient."""
 
 
 class Constant(Section):
@@ -70,7 +79,8 @@ class OneCycle(Section):
     """
 
     name: Literal["one_cycle"]
-    warmup: Annotated[float, Field(gt=0, lt=1)]  # share of the steps in which the rate rises
+    warmup: Annotated[float, Field(gt=0, lt=1)]
+    """The share of the steps in which the rate rises."""
 
 
 class Cosine(Section):
@@ -80,7 +90,8 @@ class Cosine(Section):
     """
 
     name: Literal["cosine"]
-    warmup: Annotated[float, Field(ge=0, lt=1)]  # share of the steps in which the rate rises
+    warmup: Annotated[float, Field(ge=0, lt=1)]
+    """The share of the steps in which the rate rises."""
 
 
 Loss = Annotated[CrossEntropy | Mse, Field(discriminator="name")]
@@ -91,23 +102,35 @@ Schedule = Annotated[Constant | OneCycle | Cosine, Field(discriminator="name")]
 class Regularization(Section):
     """Regularize beyond dropout (of the model) and weight decay (of the optimizer); 0 turns one off."""
 
-    l1: NotNegative  # times the sum of absolute weights, added to the loss
-    ema: Annotated[float, Field(ge=0, lt=1)]  # decay per step of the weights' moving average, which becomes the model
-    patience: Annotated[int, Field(ge=0, le=10**6)]  # epochs without a lower validation loss that end the training run
+    l1: NotNegative
+    """The factor of the sum of the absolute weights, which is added to the loss."""
+    ema: Annotated[float, Field(ge=0, lt=1)]
+    """The decay per step of the weights' moving average, which becomes the model."""
+    patience: Annotated[int, Field(ge=0, le=10**6)]
+    """The number of epochs without a lower validation loss that ends the run; it needs the schedule `constant`."""
 
 
 class Recipe(Section):
     """Describe one way to train one network."""
 
     model: NetConfig
+    """The network."""
     loss: Loss
+    """The loss that training minimizes."""
     optimizer: Optimizer
+    """How the weights follow the gradient."""
     schedule: Schedule
+    """How the learning rate changes during the run."""
     augmentation: Augmentation
+    """Random changes of the training images."""
     regularization: Regularization
+    """Further means against overfitting."""
     precision: Literal["auto", "float32", "bfloat16"]
-    batch_size: BatchSize  # If there are fewer training examples, all of them are one batch.
+    """The floating-point type of the computation; `auto` is bfloat16 where the processor supports it, else float32."""
+    batch_size: BatchSize
+    """The number of images per step. If there are fewer training images, all of them are one batch."""
     epochs: Epochs
+    """How often the run goes through the training split."""
 
     @model_validator(mode="after")
     def patience_needs_constant_rate(self) -> Self:
@@ -122,21 +145,28 @@ class Recipe(Section):
 class Unsure(Section):
     """Set targets on the validation split for the confidence below which a prediction is unsure."""
 
-    risk: Share  # at most this share of the sure predictions may be wrong
-    coverage: Share  # but at least this share of all predictions must be sure, even if the risk is then higher
+    risk: Share
+    """At most this share of the sure predictions may be wrong,"""
+    coverage: Share
+    """but at least this share of all predictions must be sure, even if the risk is then higher."""
 
 
 class Train(Section):
     """Configure stage `train`, for every recipe."""
 
     unsure: Unsure
+    """Which predictions count as unsure."""
 
 
 class Machine(Section):
     """Configure the machine, not the science: none of this is meant to change a result."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
-    processes: Annotated[int, Field(ge=1, le=1024)]  # on this machine; they share each batch
-    cuda_graph: bool  # on CUDA, in one process: record the kernels up to the gradients once, launch them together
-    # Modes of torch.compile, or none. It is not `off`, which DVC writes without quotes and YAML 1.1 reads as false.
+    """The device to compute on; `auto` is CUDA if there is one, else MPS, else the CPU."""
+    processes: Annotated[int, Field(ge=1, le=1024)]
+    """The number of training processes on this machine, which share each batch: one per GPU, or several on a CPU."""
+    cuda_graph: bool
+    """On CUDA, in one process: record the kernels of a step up to the gradients once, then launch them together."""
+    # It is not `off`, which DVC writes without quotes and YAML 1.1 reads as false.
     compile: Literal["none", "default", "max-autotune-no-cudagraphs"]
+    """The mode of `torch.compile`, or `none`."""
