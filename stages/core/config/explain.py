@@ -30,7 +30,7 @@ def explain(detail: Any, content: Any, merged: Any) -> str:
             found = content["recipe_defaults"][keys[1]]
     field = ".".join(keys) or "the file"
     match kind:
-        case "missing" if keys[:1] == ["recipes"] and len(keys) > 2:
+        case "missing" if keys[:1] == ["recipes"] and is_left_out(["recipe_defaults", *keys[2:]], content):
             return f"  {field}: is missing, and recipe_defaults does not state it"
         case "missing":
             return f"  {field}: is missing"

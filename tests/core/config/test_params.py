@@ -47,7 +47,7 @@ def set_field(content: Any, field: str, value: object) -> None:
 def test_the_projects_params(content: dict[str, Any]) -> None:
     params = load_params(FILE)
     assert params.model_dump(exclude={"recipes"}) == {
-        name: section for name, section in content.items() if name not in {"recipes", "recipe_defaults"}
+        name: section for name, section in content.items() if name != "recipes"
     }
     assert [*params.recipes] == [*content["recipes"]]
     assert params.chosen_recipe == params.recipes[params.recipe]
@@ -217,10 +217,7 @@ def test_far_name_is_not_suggested(tmp_path: Path, content: dict[str, Any]) -> N
         "normalize",
         "normalize.std",
         "normalize.class_share.min",
-        "recipes.article.epochs",
-        "recipes.vgg.optimizer.lr",
-        "recipes.convnet.model",
-        "recipes.convnet.model.channels",
+        "recipes.vgg.optimizer.lr",  # That of the defaults belongs to another optimizer.
         "datasets.mnist.sha256.train.images",
         "datasets.mnist.sources.1.member",
     ],
@@ -229,6 +226,24 @@ def test_missing_key(tmp_path: Path, content: dict[str, Any], field: str) -> Non
     set_field(content, field, MISSING)
     write_params(content, tmp_path)
     assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [f"  {field}: is missing"]
+
+
+def test_missing_defaults_are_reported_before_what_they_would_have_completed(
+    tmp_path: Path, content: dict[str, Any]
+) -> None:
+    del content["recipe_defaults"]
+    write_params(content, tmp_path)
+    first, *others = refusal(tmp_path / "params.yaml").split("\n")[1:]
+    assert first == "  recipe_defaults: is missing"
+    assert "  recipes.convnet.loss: is missing, and recipe_defaults does not state it" in others
+
+
+@pytest.mark.parametrize("field", ["recipes.article.epochs", "recipes.convnet.model", "recipes.convnet.model.channels"])
+def test_missing_key_that_has_no_default(tmp_path: Path, content: dict[str, Any], field: str) -> None:
+    set_field(content, field, MISSING)
+    write_params(content, tmp_path)
+    line = f"  {field}: is missing, and recipe_defaults does not state it"
+    assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [line]
 
 
 @pytest.mark.parametrize(
@@ -373,6 +388,7 @@ SMALL: dict[str, Any] = {
 def test_recipes_are_completed() -> None:
     before = deepcopy(SMALL)
     assert with_complete_recipes(SMALL) == {
+        "recipe_defaults": SMALL["recipe_defaults"],
         "recipes": {
             "same": SMALL["recipe_defaults"],
             "other": {
@@ -411,8 +427,8 @@ def test_without_defaults_nothing_is_completed(unchanged: object) -> None:
 
 def test_complete_recipes_need_no_defaults(tmp_path: Path, content: dict[str, Any]) -> None:
     complete = json.loads(json.dumps(with_complete_recipes(content)))  # It holds no section twice, as YAML's aliases.
-    write_params(complete, tmp_path)
-    assert load_params(tmp_path / "params.yaml") == load_params(FILE)
+    write_params(complete | {"recipe_defaults": {}}, tmp_path)
+    assert load_params(tmp_path / "params.yaml").recipes == load_params(FILE).recipes
 
 
 WRONG_DEFAULTS = [
@@ -488,9 +504,9 @@ def test_what_a_recipe_states_is_reported_of_the_recipe_and_what_it_inherits_of_
 
 def test_a_default_that_every_recipe_overrides_does_no_harm(tmp_path: Path, content: dict[str, Any]) -> None:
     content["recipe_defaults"]["epochs"] = 7
-    content["recipe_defaults"]["model"] = {"name": "transformer", "dim": 64}
+    content["recipe_defaults"]["model"] = {"name": "unet"}
     write_params(content, tmp_path)
-    assert load_params(tmp_path / "params.yaml") == load_params(FILE)
+    assert load_params(tmp_path / "params.yaml").recipes == load_params(FILE).recipes
 
 
 @pytest.mark.parametrize("value", [None, [], "adamw", 7])
