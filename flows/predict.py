@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from serving.folder.results import FolderResult, describe_skipped, predict_folder
-from stages.core.files.errors import UserError, reported
+from stages.core.files.errors import UserError, report_errors
 from stages.core.files.layout import FOLDERS, ONNX
 
 BATCH_SIZE = 256
@@ -104,7 +104,7 @@ def main() -> None:
     arguments = parser.parse_args()
     columns = (TextColumn("predict"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with reported("predict"):
+    with report_errors("predict"):
         try:
             with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
                 bar = progress.add_task("", total=None)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from stages.core.files.errors import UserError, reported
+from stages.core.files.errors import UserError, report_errors
 
 
 def is_readable(file: Path) -> bool:
@@ -59,7 +59,7 @@ def remove_torn_rwlock(folder: Path) -> None:
 
 
 def main() -> None:
-    with reported("rwlock"):
+    with report_errors("rwlock"):
         remove_torn_rwlock(Path())
 
 

@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed
 
 from flows.server import HOST, PREFECT, environment, start, start_server, wait_until_healthy
-from stages.core.files.errors import UserError, reported
+from stages.core.files.errors import UserError, report_errors
 from stages.core.files.exclusive import locked
 from stages.core.machine.interrupt import interruptible
 
@@ -106,7 +106,7 @@ def main() -> None:
     parser = ArgumentParser("python -m flows.schedule", description=__doc__)
     parser.add_argument("--port", type=int, default=4200, help="port of the server on loopback (default: 4200)")
     arguments = parser.parse_args()
-    with reported("schedule"), interruptible():
+    with report_errors("schedule"), interruptible():
         serve(arguments.port)
 
 

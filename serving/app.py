@@ -32,7 +32,7 @@ from serving.live_model import LiveModel
 from serving.responses import Answer, Health, ModelFacts, Prediction, Problem
 from stages.core.deploy.onnx_model import OnnxModel, is_proven
 from stages.core.files import layout
-from stages.core.files.errors import UserError, reported
+from stages.core.files.errors import UserError, report_errors
 
 GRACE_S = 5  # seconds that open requests have to end when the service shuts down
 PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 408, 413, 415, 422, 503)}
@@ -208,7 +208,7 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000; 0: any free one)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    with reported("serving"):
+    with report_errors("serving"):
         live = LiveModel(layout.ONNX)
         listener = listen(arguments.host, arguments.port)
         host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host

@@ -13,7 +13,7 @@ from stages.core.data.idx import FILES, read_raw
 from stages.core.data.schemas import raw_labels
 from stages.core.data.sources import fetch_first
 from stages.core.files.atomic import remove, replacing
-from stages.core.files.errors import reported
+from stages.core.files.errors import report_errors
 from stages.core.files.exclusive import exclusive
 from stages.core.files.layout import RAW, download_outputs, raw_folder
 from stages.core.files.tables import validate
@@ -35,5 +35,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("download"), exclusive("download"):
+    with report_errors("download"), exclusive("download"):
         main()

@@ -18,7 +18,7 @@ from stages.core.evaluation.calibration import count_unsure
 from stages.core.evaluation.inference import infer
 from stages.core.evaluation.metrics import measure, wilson_interval
 from stages.core.files import layout, schemas
-from stages.core.files.errors import UserError, reported
+from stages.core.files.errors import UserError, report_errors
 from stages.core.files.exclusive import exclusive
 from stages.core.files.tables import write_json, write_table
 from stages.core.machine.device import describe_device, pick_device
@@ -84,5 +84,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("evaluate"), exclusive("evaluate"), sharing_cores():
+    with report_errors("evaluate"), exclusive("evaluate"), sharing_cores():
         main()

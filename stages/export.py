@@ -16,7 +16,7 @@ from stages.core.config.params import load_params
 from stages.core.files import layout
 from stages.core.files.atomic import replacing
 from stages.core.files.checksums import sha256
-from stages.core.files.errors import reported
+from stages.core.files.errors import report_errors
 from stages.core.files.exclusive import exclusive
 from stages.core.machine.threads import sharing_cores
 from stages.core.nets.checkpoint import load_model
@@ -97,5 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("export"), exclusive("export"), sharing_cores():
+    with report_errors("export"), exclusive("export"), sharing_cores():
         main()

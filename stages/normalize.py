@@ -22,7 +22,7 @@ from stages.core.examples import image
 from stages.core.examples.spec import Spec
 from stages.core.files import layout
 from stages.core.files.atomic import replacing
-from stages.core.files.errors import UserError, reported
+from stages.core.files.errors import UserError, report_errors
 from stages.core.files.exclusive import exclusive
 from stages.core.files.tables import validate, write_json, write_table
 from stages.core.machine.provenance import made_from
@@ -97,5 +97,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("normalize"), exclusive("normalize"):
+    with report_errors("normalize"), exclusive("normalize"):
         main()

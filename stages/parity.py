@@ -28,7 +28,7 @@ from stages.core.evaluation.inference import infer
 from stages.core.examples import image
 from stages.core.examples.spec import Spec
 from stages.core.files import layout, schemas
-from stages.core.files.errors import UserError, reported
+from stages.core.files.errors import UserError, report_errors
 from stages.core.files.exclusive import exclusive
 from stages.core.files.tables import read_table, write_json
 from stages.core.machine.device import describe_device
@@ -185,5 +185,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("parity"), exclusive("parity"), sharing_cores():
+    with report_errors("parity"), exclusive("parity"), sharing_cores():
         main()

@@ -14,7 +14,7 @@ from stages.core.data.splits import read_dataset
 from stages.core.deploy.onnx_model import OnnxModel
 from stages.core.files import layout, schemas
 from stages.core.files.atomic import replacing
-from stages.core.files.errors import reported
+from stages.core.files.errors import report_errors
 from stages.core.files.exclusive import exclusive
 from stages.core.files.tables import read_json, read_table
 from stages.core.nets.manifest import read_manifest
@@ -65,5 +65,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("report"), exclusive("report"):
+    with report_errors("report"), exclusive("report"):
         main()

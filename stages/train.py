@@ -28,7 +28,7 @@ from stages.core.evaluation.inference import infer
 from stages.core.evaluation.metrics import measure
 from stages.core.examples.spec import Spec
 from stages.core.files import layout
-from stages.core.files.errors import UserError, reported
+from stages.core.files.errors import UserError, report_errors
 from stages.core.files.exclusive import exclusive, is_main_process
 from stages.core.files.schemas import history
 from stages.core.files.tables import validate, write_json, write_table
@@ -217,7 +217,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("train"):
+    with report_errors("train"):
         if not launch("stages.train", load_params().machine):
             with exclusive("train"), sharing_cores():
                 main()

@@ -15,7 +15,7 @@ import pytest
 
 from stages import download
 from stages.core.data.idx import FILES, NAMES, read_idx, write_idx
-from stages.core.files.errors import UserError, reported
+from stages.core.files.errors import UserError, report_errors
 from stages.core.files.layout import download_outputs
 from tests.conftest import write_params
 from tests.core.data.test_sources import MEMBER, add_wheel, pack_pairs, pip_source, sha256
@@ -283,7 +283,7 @@ def test_program_ends_with_one_clear_message(
     workspace: Path, params: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_urls(params, "/no/such/folder")
-    with pytest.raises(SystemExit) as ended, reported("download"):
+    with pytest.raises(SystemExit) as ended, report_errors("download"):
         download.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith(

@@ -22,7 +22,7 @@ import pytest
 from stages import download
 from stages.core.data import sources
 from stages.core.data.idx import FILES
-from stages.core.files.errors import TemporaryError, UserError, reported
+from stages.core.files.errors import TemporaryError, UserError, report_errors
 from tests.conftest import write_params
 from tests.core.data.test_sources import add_wheel, pip_source
 from tests.faults.counts import Faults
@@ -258,7 +258,7 @@ def test_exit_status(  # noqa: PLR0917  # pytest calls it
 ) -> None:
     set_urls(params, f"http://127.0.0.1:{server.server_port}/{fault}")
     with faults.tried("server that fails, seen from outside"):
-        with pytest.raises(SystemExit) as ended, reported("download"):
+        with pytest.raises(SystemExit) as ended, report_errors("download"):
             download.main()
         assert ended.value.code == status
         assert capsys.readouterr().err.startswith("download: error: no source has delivered the data set")

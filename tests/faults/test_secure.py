@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from stages.core.config.params import load_params
 from stages.core.deploy.onnx_model import OnnxModel
 from stages.core.files.arrays import map_array
-from stages.core.files.errors import UserError, redacted
+from stages.core.files.errors import UserError, redact
 from tests.conftest import PROJECT, Clone, write_params
 from tests.core.deploy.test_onnx_model import ours
 from tests.faults.counts import Faults
@@ -208,4 +208,4 @@ def test_no_secret_in_a_refusal_of_yaml(tmp_path: Path, text: str) -> None:
     ],
 )
 def test_redacted(text: str, safe: str) -> None:
-    assert redacted(text) == safe
+    assert redact(text) == safe

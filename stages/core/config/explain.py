@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from stages.core.config.yaml_text import shortened
-from stages.core.files.errors import redacted
+from stages.core.config.yaml_text import shorten
+from stages.core.files.errors import redact
 
 SHOWN_FIELDS = 20
 
@@ -95,6 +95,6 @@ def find_keys(location: Sequence[Any], content: Any, *, whole: bool) -> list[str
 def shown(value: Any) -> str:
     """Return the value as Python writes it, without secrets and without what a message has no room for."""
     try:
-        return shortened(redacted(repr(value)))
+        return shorten(redact(repr(value)))
     except ValueError:  # Python does not write an integer of more than 4300 digits.
         return f"a {type(value).__name__} that is too long to show"

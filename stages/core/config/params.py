@@ -17,7 +17,7 @@ from stages.core.config.yaml_text import parse_yaml, read_text
 from stages.core.data.config import Dataset, Normalize
 from stages.core.deploy.config import Evaluate, Export, Parity
 from stages.core.files.atomic import replacing
-from stages.core.files.errors import UserError, did_you_mean, reported
+from stages.core.files.errors import UserError, did_you_mean, report_errors
 from stages.core.training.config import Machine, Recipe, Train
 
 PARAMS = Path("params.yaml")
@@ -146,5 +146,5 @@ def set_field(content: Any, keys: list[str], value: Any) -> None:
 
 
 if __name__ == "__main__":
-    with reported("params"):
+    with report_errors("params"):
         load_params()

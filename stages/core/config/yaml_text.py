@@ -7,7 +7,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent
 
-from stages.core.files.errors import UserError, redacted
+from stages.core.files.errors import UserError, redact
 
 MAX_BYTES = 1 << 20  # of a file
 MAX_DEPTH = 16  # levels of nesting
@@ -34,7 +34,7 @@ def parse_yaml(text: str, yaml: YAML, source: str) -> Any:
         problem = find_problem(text)
         content = None if problem else yaml.load(text)
     except (YAMLError, ValueError) as error:  # An impossible date is a plain ValueError.
-        raise UserError(f"{source} is not valid YAML: {redacted(str(error))}") from None
+        raise UserError(f"{source} is not valid YAML: {redact(str(error))}") from None
     if problem:
         raise UserError(f"{source} is invalid:\n  {problem}")
     return content
@@ -49,7 +49,7 @@ def find_problem(text: str) -> str | None:
         if isinstance(event, AliasEvent):
             return f"{line}: found an alias, '*{event.anchor}'; allowed is the value itself"
         if tag := getattr(event, "tag", None):
-            return f"{line}: found a tag, '{shortened(tag)}'; allowed are plain values"
+            return f"{line}: found a tag, '{shorten(tag)}'; allowed are plain values"
         if depth > MAX_DEPTH:
             return f"{line}: nested more than {MAX_DEPTH} deep"
         if len(value := getattr(event, "value", "")) > MAX_CHARS:
@@ -57,6 +57,6 @@ def find_problem(text: str) -> str | None:
     return None
 
 
-def shortened(text: str) -> str:
+def shorten(text: str) -> str:
     """Return the text, cut off where a message has no room for more."""
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."

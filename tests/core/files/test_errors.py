@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.files.errors import TemporaryError, UserError, did_you_mean, redacted, reported
+from stages.core.files.errors import TemporaryError, UserError, did_you_mean, redact, report_errors
 from tests.conftest import PROJECT
 
 
@@ -22,7 +22,7 @@ from tests.conftest import PROJECT
     ],
 )
 def test_an_error_is_one_message(error: Exception, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, reported("stage"):
+    with pytest.raises(SystemExit) as ended, report_errors("stage"):
         raise error
     assert ended.value.code == code
     assert capsys.readouterr().err == f"stage: error: {message}\n"
@@ -30,7 +30,7 @@ def test_an_error_is_one_message(error: Exception, code: int, message: str, caps
 
 @pytest.mark.parametrize("bug", [RuntimeError("shapes do not match"), KeyError("x"), ValueError("x")])
 def test_a_bug_keeps_its_traceback(bug: Exception) -> None:
-    with pytest.raises(type(bug)), reported("stage"):
+    with pytest.raises(type(bug)), report_errors("stage"):
         raise bug
 
 
@@ -50,7 +50,7 @@ def test_only_a_near_name_is_suggested() -> None:
     ],
 )
 def test_urls_lose_their_secrets(text: str, expected: str) -> None:
-    assert redacted(text) == expected
+    assert redact(text) == expected
 
 
 @pytest.mark.slow
@@ -59,8 +59,8 @@ def test_a_stage_interrupted_at_work_says_so(tmp_path: Path) -> None:
     code = (
         "import sys; sys.argv[0] = '-m'\n"  # This is its value while Python locates a module to run.
         "from pathlib import Path\n"
-        "from stages.core.files.errors import reported\n"
-        "with reported('stage'):\n"
+        "from stages.core.files.errors import report_errors\n"
+        "with report_errors('stage'):\n"
         "    Path('pipe').read_bytes()\n"
     )
     process = subprocess.Popen(
