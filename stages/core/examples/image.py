@@ -163,6 +163,7 @@ def decode(content: bytes, source: str) -> NDArray[np.uint8]:
 
 
 def to_grey(picture: Image.Image) -> NDArray[np.uint8]:
+    """Return the grey levels [H, W] of an opened picture; see `decode` for transparent parts."""
     alpha = None
     if picture.mode.startswith(("I", "F")):  # Pillow would clip more than 8 bits per pixel.
         levels_HW = np.asarray(picture)

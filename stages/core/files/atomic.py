@@ -54,13 +54,14 @@ def exchange(one: Path, other: Path) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Have a file on the disk before it gets its final name: after a power cut it might be there and empty."""
+    """Write a file through to the disk before it gets its final name; after a power cut it might otherwise be empty."""
     if path.is_file():
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def remove(path: Path) -> None:
+    """Remove a file or a folder, if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

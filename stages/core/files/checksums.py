@@ -21,7 +21,7 @@ TIMES = Path("artifacts/times")
 
 
 class Outputs(NamedTuple):
-    """The outputs of one stage, and the file that lists their checksums."""
+    """Hold the name of a stage and the file that lists the checksums of its outputs."""
 
     stage: str
     checksums: Path

@@ -20,16 +20,17 @@ def validate(table: pl.DataFrame, schema: DataFrameSchema, path: Path) -> None:
     try:
         schema.validate(table, lazy=True)
     except SchemaErrors as errors:
-        raise UserError("\n".join([f"{path} violates its schema:", *explain(errors)])) from None
+        raise UserError("\n".join([f"{path} violates its schema:", *list_violations(errors)])) from None
 
 
-def explain(errors: SchemaErrors) -> list[str]:
+def list_violations(errors: SchemaErrors) -> list[str]:
+    """Return one line for each broken rule of each column, with the first failing rows."""
     lines = []
     cases: pl.DataFrame = errors.failure_cases
     for (column, check), rows in cases.group_by("column", "check", maintain_order=True):
         where = f"column '{column}'" if column else "table"
         found = [
-            # polars appends its plan to an error
+            # Polars appends its plan to an error.
             ("" if row["index"] is None else f"row {row['index']}: ") + str(row["failure_case"]).split("\n")[0]
             for row in rows.head(SHOWN).iter_rows(named=True)
         ]
@@ -40,7 +41,7 @@ def explain(errors: SchemaErrors) -> list[str]:
 def write_table(table: pl.DataFrame, path: Path, schema: DataFrameSchema) -> None:
     """Save as CSV or Parquet, by the suffix of `path`."""
     validate(table, schema, path)
-    buffer = io.BytesIO()  # for polars does not tell a full disk from other errors
+    buffer = io.BytesIO()  # Polars does not distinguish a full disk from other errors.
     if path.suffix == ".csv":
         table.write_csv(buffer)
     else:
@@ -50,6 +51,7 @@ def write_table(table: pl.DataFrame, path: Path, schema: DataFrameSchema) -> Non
 
 
 def read_table(path: Path, schema: DataFrameSchema) -> pl.DataFrame:
+    """Return the validated table in a CSV or Parquet file; raise `UserError` if it is damaged or breaks the schema."""
     try:
         if path.suffix == ".csv":
             table = pl.read_csv(
@@ -64,6 +66,7 @@ def read_table(path: Path, schema: DataFrameSchema) -> pl.DataFrame:
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:
+    """Save as JSON with a key on each line; raise `ValueError` for a number that is not finite."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 

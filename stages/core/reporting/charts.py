@@ -1,6 +1,6 @@
-"""The report's charts, as Vega-Lite specifications.
+"""Draw the charts of the report, as Vega-Lite specifications.
 
-Text and axes have the page's own colour, so that one chart is right in light, dark and print; a width is its place's.
+Text and axes have the colour of the page, so one chart suits light, dark and print; its width is that of its place.
 """
 
 from typing import Any
@@ -19,6 +19,7 @@ LABEL_WIDTH = 110  # pixels of a class's name
 
 
 def specification(chart: Any) -> dict[str, Any]:
+    """Return the Vega-Lite specification of a chart, with what all charts have in common."""
     axis = {f"{part}Color": INK for part in ("label", "title", "domain", "tick", "grid")}
     themed = (
         chart.properties(width="container", background="transparent")

@@ -22,6 +22,7 @@ def read(path: Path, *names: str) -> list[float]:
 
 
 def tabulate() -> Table:
+    """Return the table of the last run's metrics."""
     accuracy, recall, f1 = read(layout.METRICS, "accuracy", "recall", "f1")
     low, high = read(layout.DETAILS, "accuracy_low", "accuracy_high")
     agreement, images, difference = read(layout.PARITY_DETAILS, "label_agreement", "num_images", "max_abs_diff")
