@@ -41,7 +41,7 @@ def render() -> str:
     lines = [INTRODUCTION, *section("", "Top level", Params, values)]
     for name, field in Params.model_fields.items():
         match get_args(field.annotation):
-            case (_, kind) if get_origin(field.annotation) is dict:
+            case (_, kind) if get_origin(field.annotation) is dict and is_section(kind):
                 lines += tables(f"{name}.NAME", kind, recipe_defaults if name == "recipes" else {})
             case _ if is_section(field.annotation):
                 lines += tables(name, field.annotation, values[name])
