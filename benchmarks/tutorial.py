@@ -42,7 +42,8 @@ def run_tutorial(recipe: Recipe, device: torch.device, seed: int) -> tuple[float
         test_set = datasets.MNIST(root, train=False, transform=transform)
     train_loader = DataLoader(train_set, batch_size=recipe.batch_size, shuffle=True, num_workers=2)
     test_loader = DataLoader(test_set, batch_size=1000, num_workers=2)
-    model = build_model(recipe.model, dataset.spec)[1].to(device)  # The loader normalizes the images.
+    # The loader normalizes the images, so the model's first layer, which does the same, is left out.
+    model = build_model(recipe.model, dataset.spec).get_submodule("network").to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(model.parameters(), lr=recipe.optimizer.lr, momentum=recipe.optimizer.momentum)
     started = time.perf_counter()

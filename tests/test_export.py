@@ -124,7 +124,7 @@ def test_computes_what_the_calibrated_model_computes_at_any_batch(exported: Path
     assert manifest.temperature != 1
     with torch.inference_mode():
         normalized = (torch.from_numpy(images).float() / 255 - 0.5) / 0.5
-        expected = model.model[1](normalized) / manifest.temperature
+        expected = model.model.get_submodule("network")(normalized) / manifest.temperature
     np.testing.assert_allclose(logits, expected.numpy(), rtol=0, atol=1e-4)
     np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), rtol=0, atol=1e-5)
 

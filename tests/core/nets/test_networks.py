@@ -94,7 +94,7 @@ def test_networks_that_torchvision_has_are_its_own(config: NetConfig, kind: type
 
 
 def test_a_relu_after_each_linear_layer_but_the_last() -> None:
-    names = [type(layer).__name__ for layer in build_model(mlp(8, 4), make_spec())[1].children()]
+    names = [type(layer).__name__ for layer in build_model(mlp(8, 4), make_spec()).get_submodule("network").children()]
     assert names == ["Flatten", "Linear", "ReLU", "Dropout", "Linear", "ReLU", "Dropout", "Linear"]
 
 

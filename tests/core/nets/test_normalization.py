@@ -30,5 +30,5 @@ def test_it_is_the_first_layer_and_has_no_weights() -> None:
     model = build_model(mlp(8), spec).eval()
     assert list(dict(model.named_children())) == ["normalization", "network"]
     images = RAW[:, None, None, None].expand(256, *spec.shape)
-    assert torch.equal(model(images), model[1](Normalization(spec)(images)))
+    assert torch.equal(model(images), model.get_submodule("network")(Normalization(spec)(images)))
     assert all(name.startswith("network.") for name in model.state_dict())
