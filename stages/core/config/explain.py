@@ -48,7 +48,8 @@ def is_default(keys: list[str], kind: str, content: Any, merged: Any) -> bool:
         return False
     match kind:
         case "missing":  # It is missing in the defaults if these have the section and the recipe adds to it.
-            sections = content.get("recipe_defaults", {}).get(keys[2]), merged["recipes"][keys[1]].get(keys[2])
+            recipes = content.get("recipe_defaults", {}), merged["recipes"].get(keys[1], {})
+            sections = [recipe.get(keys[2]) for recipe in recipes]
             return all(isinstance(section, dict) for section in sections) and len({*map(name_of, sections)}) == 1
         case "union_tag_invalid":
             return is_left_out([*keys, "name"], content)
@@ -66,9 +67,9 @@ def is_left_out(keys: list[str], content: Any) -> bool:
     for key in keys:
         if not isinstance(content, dict):
             return False
-        if key not in content:
+        if key not in map(str, content):
             return True
-        content = content[key]
+        content = content.get(key)
     return False
 
 
