@@ -14,8 +14,12 @@ SHOWN_FIELDS = 20
 
 def explain_all(error: ValidationError, content: Any, merged: Any) -> list[str]:
     """Return one line for each wrong field of the file's content, which was validated as `merged` with defaults."""
+    details = error.errors()
+    if isinstance(content, dict) and not isinstance(content.get("recipe_defaults"), dict):
+        # Without defaults, every recipe lacks nearly everything.
+        details = [detail for detail in details if detail["loc"][0] != "recipes"]
     # A wrong default is wrong in every recipe that does not override it, but it stands in the file once.
-    lines = list(dict.fromkeys(explain(detail, content, merged) for detail in error.errors()))
+    lines = list(dict.fromkeys(explain(detail, content, merged) for detail in details))
     more = [f"  and {hidden} more"] if (hidden := len(lines) - SHOWN_FIELDS) > 0 else []
     return lines[:SHOWN_FIELDS] + more
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 from ruamel.yaml import YAML
 
-from stages.core.config.explain import explain_all, shown
+from stages.core.config.explain import explain_all
 from stages.core.config.section import Name, Section
 from stages.core.config.yaml_text import parse_yaml, read_text
 from stages.core.data.config import Dataset, Normalize
@@ -61,10 +61,6 @@ def parse_params(text: str, path: Path) -> Params:
     """Return the validated params in `text`; `path` names them in errors."""
     # DVC reads the file with the same parser, so a value means the same to both (1e-3 is a number).
     content = parse_yaml(text, YAML(typ="safe"), str(path))
-    if isinstance(content, dict) and not isinstance(defaults := content.get(DEFAULTS, {}), dict):
-        raise UserError(
-            f"{path} is invalid:\n  {DEFAULTS}: found {shown(defaults)}, input should be a valid dictionary"
-        )
     merged = with_complete_recipes(content)
     try:
         params = Params.model_validate(merged)
