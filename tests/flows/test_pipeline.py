@@ -15,7 +15,15 @@ from typing import Any
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey, FlowRunFilter, FlowRunFilterName
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterKey,
+    FlowRunFilter,
+    FlowRunFilterName,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.client.schemas.objects import FlowRun
 
 from flows.notify import WEBHOOK
@@ -162,8 +170,12 @@ def test_no_secret_in_output_logs_and_artifacts(
     assert "http://***@127.0.0.1:9/data?*** failed" in done.stdout
     assert "s3cr3t" not in done.stdout
     run = read_run(client, run_name(done.stdout))
-    logs = wait_for(lambda: [log.message for log in client.read_logs() if log.flow_run_id == run.id], 20, "its logs")
-    stored = [*logs, *(str(item.data) for item in client.read_artifacts() if item.flow_run_id == run.id)]
+    # Without a filter, the server returns only the first logs and artifacts of all runs.
+    only_logs = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
+    only_artifacts = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+    logs = wait_for(lambda: [log.message for log in client.read_logs(only_logs)], 60, "its logs")
+    stored = [*logs, *(str(item.data) for item in client.read_artifacts(artifact_filter=only_artifacts))]
+    assert len(stored) > len(logs)
     assert "s3cr3t" not in "".join(stored)
     found = subprocess.run(
         ["grep", "--recursive", "--files-with-matches", "--text", "--exclude-dir=.git", "s3cr3t", "."],
