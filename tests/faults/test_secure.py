@@ -175,7 +175,7 @@ SECRET = "http://user:s3cr3t@127.0.0.1:9/data?token=s3cr3t"
         {"url": SECRET},
         {"kind": "url", "url": [SECRET]},
         SECRET,
-        {"kind": "torchvision", "dataset": SECRET},
+        {"kind": "pip", "package": SECRET},
     ],
 )
 def test_no_secret_in_a_refusal_of_params(workspace: Path, params: dict[str, Any], source: Any) -> None:

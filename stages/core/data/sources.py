@@ -25,7 +25,7 @@ from aiohttp import ClientError, ClientResponseError, ClientSSLError, ClientTime
 from fsspec.implementations.http import HTTPFileSystem
 from rich.progress import Progress
 
-from stages.core.data.config import Dataset, PipSource, Source, TorchvisionSource, UrlSource
+from stages.core.data.config import Dataset, PipSource, Source, UrlSource
 from stages.core.data.idx import FILES, NAMES, verify_checksums, write_idx
 from stages.core.files.errors import TemporaryError, UserError, redact
 
@@ -61,36 +61,27 @@ class Bounded(io.RawIOBase):
 def fetch(source: Source, folder: Path) -> None:
     """Put the four uncompressed IDX files into `folder`; raise any exception if that fails."""
     match source:
-        case TorchvisionSource(dataset=name):
-            from torchvision import datasets  # noqa: PLC0415  # Importing it takes seconds.
-
-            fetch_mirrors(getattr(datasets, name).mirrors, folder)
-        case UrlSource(url=url):
-            fetch_mirrors([url], folder)
+        case UrlSource():
+            fetch_url(source, folder)
         case PipSource():
             fetch_pip(source, folder)
 
 
-def fetch_mirrors(mirrors: list[str], folder: Path) -> None:
-    """Copy the files from the first of these folders at fsspec URLs that has all of them."""
-    reasons, kind = [], UserError
-    for mirror in mirrors:
-        try:
-            for name in NAMES:
-                fetch_file(mirror, folder / name)
-            return
-        except Exception as error:  # Each file system and each compression raises its own.
-            if is_local_problem(error):
-                raise
-            reasons.append(f"{redact(mirror)}: {one_line(error)}")
-            if is_temporary(error):
-                kind = TemporaryError
-    raise kind("; ".join(reasons))
+def fetch_url(source: UrlSource, folder: Path) -> None:
+    """Copy the files from the source's folder; raise a `TemporaryError` if another try may succeed."""
+    try:
+        for name in NAMES:
+            fetch_file(source.url, folder / name)
+    except Exception as error:  # Each file system and each compression raises its own.
+        if is_local_problem(error):
+            raise
+        kind = TemporaryError if is_temporary(error) else UserError
+        raise kind(f"{redact(source.url)}: {one_line(error)}") from error
 
 
-def fetch_file(mirror: str, path: Path) -> None:
+def fetch_file(folder: str, path: Path) -> None:
     """Copy the file named like `path` from a folder at any fsspec URL; if only NAME.gz is there, decompress it."""
-    place, mark, query = mirror.partition("?" if "://" in mirror else "\0")
+    place, mark, query = folder.partition("?" if "://" in folder else "\0")
     missing = []
     with ExitStack() as stack:
         for suffix in ("", ".gz"):

