@@ -3,8 +3,7 @@
 Shape suffixes: N images, C planes, H x W pixels, K classes.
 """
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from stages.core.nets.config import ConvNetConfig
 
@@ -17,27 +16,23 @@ def convnet(config: ConvNetConfig, shape: tuple[int, ...], num_classes: int) -> 
     ends in the maximum over all places.
     """
     layers: list[nn.Module] = []
-    planes = shape[0]
+    planes, height, width = shape
     for block, widths in enumerate(config.channels):
         last = block == len(config.channels) - 1
         for index, fan_out in enumerate(widths):
             size, stride = (3, 1) if layers else (5, 1 if config.stem == "pool" else 2)
             layers.append(nn.Conv2d(planes, fan_out, size, stride, bias=False))
+            height, width = ((side - size) // stride + 1 for side in (height, width))
             if index == len(widths) - 1:  # Before the norm, which then has a quarter of the pixels to work on.
                 if last and config.head == "max":
-                    _, height, width = measure_output(nn.Sequential(*layers), shape)
                     layers.append(nn.MaxPool2d((height, width)))
+                    height, width = 1, 1
                 elif not last and (block or config.stem == "pool"):
                     layers.append(nn.MaxPool2d(2))
+                    height, width = height // 2, width // 2
+            if height < 1 or width < 1:
+                raise RuntimeError(f"nothing is left of them after block {block + 1}")
             layers += [nn.BatchNorm2d(fan_out), nn.ReLU()]
             planes = fan_out
-    trunk = nn.Sequential(*layers, nn.Flatten())
-    (fan_in,) = measure_output(trunk, shape)
-    return trunk.extend([nn.Dropout(config.dropout), nn.Linear(fan_in, num_classes)])
-
-
-def measure_output(model: nn.Module, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape of one input's output; raise `RuntimeError` if the model does not take such an input."""
-    with torch.no_grad():
-        outputs_N: Tensor = model.eval()(torch.zeros((1, *shape)))
-    return outputs_N.shape[1:]
+    head = [nn.Flatten(), nn.Dropout(config.dropout), nn.Linear(planes * height * width, num_classes)]
+    return nn.Sequential(*layers, *head)
