@@ -53,7 +53,7 @@ OUTPUTS = [output for stage in STAGES.values() for output in stage.outputs]
 CONTEXT = get_context("forkserver")
 # hypothesis, where it is installed, because pandera imports it when it first validates
 CONTEXT.set_forkserver_preload(
-    ["pytest", "hypothesis", "pandera.strategies", __name__, *map("stages.{}".format, STAGES)]
+    ["pytest", "hypothesis", "pandera.strategies", __name__, *map("stages.{}".format, STAGES), "tests.faults.warm"]
 )
 
 

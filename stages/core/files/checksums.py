@@ -33,7 +33,7 @@ class Outputs(NamedTuple):
         text = "".join(f"{sha256(file)}  {Path(os.path.relpath(file, folder)).as_posix()}\n" for file in names)
         lines = text.encode()
         with replacing(self.checksums) as partial:
-            partial.write_bytes(seal(lines) + lines)
+            partial.write_bytes(self.seal(lines) + lines)
         if is_main_process():
             self.note_time()
 
@@ -46,10 +46,16 @@ class Outputs(NamedTuple):
             )
         content = path.read_bytes()
         _, _, lines = content.partition(b"\n")
-        if content != seal(lines) + lines:
-            raise UserError(f"{path} is damaged: its first line is not the checksum of the others; {self.remedy(path)}")
+        if content != self.seal(lines) + lines:
+            raise UserError(
+                f"{path} is damaged: its first line is not the stage and the checksum of the others; {self.remedy(path)}"
+            )
         entries = (line.partition("  ") for line in lines.decode().splitlines())
         return {Path(os.path.normpath(path.parent / name)): checksum for checksum, _, name in entries}
+
+    def seal(self, lines: bytes) -> bytes:
+        """Return the first line, a comment for `sha256sum`: the stage, and the sha256 of all other lines."""
+        return f"# {self.stage} {hashlib.sha256(lines).hexdigest()}\n".encode()
 
     def verify(self, *inputs: Path) -> None:
         """Raise `UserError` unless each of these files and folders is, byte for byte, what the stage wrote."""
@@ -108,11 +114,6 @@ def sha256(path: Path) -> str:
     """Return the checksum of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def seal(lines: bytes) -> bytes:
-    """Return the first line, a comment for `sha256sum`: the sha256 of all others."""
-    return f"# {hashlib.sha256(lines).hexdigest()}\n".encode()
 
 
 def files_at(path: Path) -> list[Path]:
