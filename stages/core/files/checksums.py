@@ -47,9 +47,8 @@ class Outputs(NamedTuple):
         content = path.read_bytes()
         _, _, lines = content.partition(b"\n")
         if content != self.seal(lines) + lines:
-            raise UserError(
-                f"{path} is damaged: its first line is not the stage and the checksum of the others; {self.remedy(path)}"
-            )
+            expected = "the stage and the checksum of the others"
+            raise UserError(f"{path} is damaged: its first line is not {expected}; {self.remedy(path)}")
         entries = (line.partition("  ") for line in lines.decode().splitlines())
         return {Path(os.path.normpath(path.parent / name)): checksum for checksum, _, name in entries}
 
