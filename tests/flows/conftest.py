@@ -107,6 +107,11 @@ def project(clone: Clone) -> Clone:
     return clone
 
 
+def experiments(project: Clone) -> set[str]:
+    """Return the names of DVC's experiments, from git: `dvc exp list` fails at the moment when another run saves one."""
+    return set(project.run("git", "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps").stdout.split())
+
+
 def times(folder: Path, stage: str) -> tuple[float, float]:
     started, ended = (folder / f"{stage}.times").read_text().split()
     return float(started), float(ended)

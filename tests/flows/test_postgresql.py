@@ -16,7 +16,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows import schedule, server
 from tests.conftest import Clone, wait_for
-from tests.flows.conftest import free_port
+from tests.flows.conftest import experiments, free_port
 from tests.flows.test_schedule import finished, start_run
 
 
@@ -79,4 +79,4 @@ def test_two_workers_on_postgresql(
             runs = [start_run(client, {"force": True}) for _ in range(2)]
             ended = [wait_for(partial(finished, client, run), 300, "both runs") for run in runs]
     assert all(run.state.is_completed() for run in ended)
-    assert {run.name for run in ended} <= set(project.run("dvc", "exp", "list", "--name-only").stdout.split())
+    assert {run.name for run in ended} <= experiments(project)

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 
 from flows.notify import WEBHOOK
 from tests.conftest import PROJECT, Clone, make_clone, tiny_params, wait_for
-from tests.flows.conftest import free_port
+from tests.flows.conftest import experiments, free_port
 
 # The tests share one schedule, because starting it takes a minute on a busy machine.
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("schedule"), pytest.mark.timeout(600)]
@@ -154,7 +154,7 @@ def check_next_run(schedule: Schedule) -> None:
     good = start_run(schedule.client, {"recipe": "article"})
     ended = wait_for(lambda: finished(schedule.client, good), 240, "the next run")
     assert ended.state.is_completed(), schedule.log.read_text()
-    assert good.name in schedule.project.run("dvc", "exp", "list", "--name-only").stdout
+    assert good.name in experiments(schedule.project)
 
 
 def test_a_run_that_the_clock_starts_becomes_an_experiment(schedule: Schedule) -> None:
@@ -166,7 +166,7 @@ def test_a_run_that_the_clock_starts_becomes_an_experiment(schedule: Schedule) -
 
     run = wait_for(completed, 120, "a scheduled run")
     schedule.client.pause_deployment(run.deployment_id)
-    assert run.name in schedule.project.run("dvc", "exp", "list", "--name-only").stdout
+    assert run.name in experiments(schedule.project)
     diff = json.loads(schedule.project.run("dvc", "metrics", "diff", "--json", "main", run.name).stdout)
     assert diff["loss.json"]["loss"]["old"] != diff["loss.json"]["loss"]["new"]
 
