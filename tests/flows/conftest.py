@@ -108,7 +108,7 @@ def project(clone: Clone) -> Clone:
 
 
 def experiments(project: Clone) -> set[str]:
-    """Return the names of DVC's experiments, from git: `dvc exp list` fails at the moment when another run saves one."""
+    """Return the names of the experiments, from git: `dvc exp list` fails while another run saves one."""
     return set(project.run("git", "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps").stdout.split())
 
 
