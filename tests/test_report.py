@@ -177,7 +177,7 @@ def test_optional_parts(ready: Path, browser: Browser, monkeypatch: pytest.Monke
     assert "The model makes none" in visit.page.locator("#mistakes").inner_text()
     assert min(visit.marks().values()) >= 1
     assert visit.complaints == []
-    assert "No test image is labelled wrong." in layout.CARD.read_text()
+    assert "No test image is classified incorrectly." in layout.CARD.read_text()
 
 
 def test_model_card_escapes_names(ready: Path) -> None:
@@ -238,7 +238,7 @@ def test_metrics_are_fifteen_numbers_of_visible_size(proved: Path) -> None:
 
 def test_stage_that_has_not_run_is_named(ready: Path) -> None:
     layout.PARITY.checksums.unlink()
-    with pytest.raises(UserError, match="stage 'parity' has not run to its end"):
+    with pytest.raises(UserError, match="stage 'parity' has not finished"):
         report.main()
 
 

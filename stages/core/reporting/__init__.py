@@ -1,1 +1,1 @@
-"""Show people what a run produced."""
+"""Present the results of a run."""

@@ -1,6 +1,6 @@
 """Draw the charts of the report, as Vega-Lite specifications.
 
-Text and axes have the colour of the page, so one chart suits light, dark and print; its width is that of its place.
+Text and axes take the colour of the page, so a chart suits light mode, dark mode and print. It fills its container.
 """
 
 from typing import Any
@@ -10,11 +10,11 @@ import polars as pl
 
 INK, BLUE, ORANGE, GREEN = "currentColor", "#3b7dd8", "#e0701a", "#2f9e6e"
 HEIGHT = 240  # pixels
-CALIBRATION_BINS = 15  # as the calibration error's
+CALIBRATION_BINS = 15  # as for the calibration error
 CONFIDENCE_BINS = 20
 COVERAGE_PARTS = 200
 BRIGHTNESS_BINS = 40
-LEGIBLE = 20  # With more classes, a confusion matrix has no room for its numbers, nor beside a table.
+LEGIBLE = 20  # With more classes, a confusion matrix has no room for numbers, nor for a table beside it.
 LABEL_WIDTH = 110  # pixels of a class's name
 
 
@@ -65,7 +65,7 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
         .with_columns(right=pl.col("label") == pl.col("prediction"))
         .with_columns(pl.col("label", "prediction").replace_strict(dict(enumerate(classes)), return_dtype=pl.String))
     )
-    # a scale needs an end, even one that nothing is shown on
+    # The scale needs an upper end even if there are no mistakes.
     most = rows.filter(~pl.col("right")).select(pl.max("images")).item() or 1
     scale = alt.Scale(domain=classes)
     cells = alt.Chart(rows, height=len(classes) * (28 if len(classes) <= LEGIBLE else 8)).encode(
@@ -84,15 +84,15 @@ def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
 
 
 def binned(predictions: pl.DataFrame, bins: int) -> pl.DataFrame:
-    """Add the column `bin`: which of `bins` equal parts of 0..1, counted from 0, holds the confidence."""
+    """Add the columns `bin`, the confidence's part of 0..1 (of `bins` equal ones, counted from 0), and `right`."""
     return predictions.with_columns(
         bin=(pl.col("confidence") * bins).floor().clip(0, bins - 1), right=pl.col("label") == pl.col("prediction")
     )
 
 
 def calibration(predictions: pl.DataFrame) -> dict[str, Any]:
-    """Plot how often the model is right by how confident it is (reliability diagram)."""
-    # in whole numbers: a sum of floats depends on the number of threads
+    """Plot accuracy by confidence (reliability diagram)."""
+    # Sum whole numbers, because a sum of floats depends on the number of threads.
     millionths = (pl.col("confidence") * 1e6).round().cast(pl.Int64)
     rows = (
         binned(predictions, CALIBRATION_BINS)
@@ -110,7 +110,7 @@ def calibration(predictions: pl.DataFrame) -> dict[str, Any]:
 
 
 def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any]:
-    """Plot the numbers of right and wrong predictions by confidence, side by side in each part of 0..1."""
+    """Plot the numbers of correct and wrong predictions by confidence, side by side in each part of 0..1."""
     width = 1 / CONFIDENCE_BINS
     start = pl.col("bin") * width + pl.when("right").then(0).otherwise(width / 2)
     rows = (
@@ -119,7 +119,7 @@ def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any
         .agg(images=pl.len())
         .sort("bin", "right")
         .with_columns(start=start.round(4), end=(start + width / 2).round(4))
-        .with_columns(outcome=pl.when("right").then(pl.lit("right")).otherwise(pl.lit("wrong")))
+        .with_columns(outcome=pl.when("right").then(pl.lit("correct")).otherwise(pl.lit("wrong")))
     )
     bars = (
         alt.Chart(rows, height=HEIGHT)
@@ -134,7 +134,7 @@ def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any
                 axis=alt.Axis(values=[0, 1, 10, 100, 1000, 10_000, 100_000], format=",d"),
             ),
             y2=alt.datum(0),
-            color=alt.Color("outcome:N", sort=["right", "wrong"]),
+            color=alt.Color("outcome:N", sort=["correct", "wrong"]),
             tooltip=["outcome", "images", alt.Tooltip("bin:Q", title="bin")],
         )
     )
@@ -143,7 +143,7 @@ def confidences(predictions: pl.DataFrame, unsure_below: float) -> dict[str, Any
 
 
 def risk_by_coverage(predictions: pl.DataFrame, coverage: float, risk: float) -> dict[str, Any]:
-    """Plot the share of wrong predictions among the surest by the share that is kept; mark the model's own limit."""
+    """Plot the share of wrong predictions among the surest by the share that is kept; mark the model's threshold."""
     rows = (
         predictions.group_by("confidence")  # Predictions of equal confidence are all sure or all unsure.
         .agg(images=pl.len(), wrong=(pl.col("label") != pl.col("prediction")).sum())
@@ -156,7 +156,7 @@ def risk_by_coverage(predictions: pl.DataFrame, coverage: float, risk: float) ->
         .drop("part")
     )
     x = alt.X("coverage:Q", title="share of predictions that are sure", axis=alt.Axis(format="%"))
-    y = alt.Y("risk:Q", title="wrong among them", axis=alt.Axis(format="%"))
+    y = alt.Y("risk:Q", title="share of these that are wrong", axis=alt.Axis(format="%"))
     shown = [alt.Tooltip(f"{name}:Q", format=".2%") for name in ("coverage", "risk", "confidence")]
     curve = alt.Chart(rows, height=HEIGHT).mark_line(color=BLUE).encode(x=x, y=y, tooltip=shown)
     chosen = alt.Chart(pl.DataFrame({"coverage": [coverage], "risk": [risk]})).mark_point(
@@ -188,7 +188,7 @@ def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) 
 
 
 def brightness(summary: pl.DataFrame, splits: list[str]) -> dict[str, Any]:
-    """Plot how bright the images of each split are: the distribution of the mean of an image's pixels."""
+    """Plot the brightness of each split's images: the distribution of the mean of an image's pixels."""
     low, high = (float(summary.select(extreme).item()) for extreme in (pl.min("pixel_mean"), pl.max("pixel_mean")))
     width = (high - low) / BRIGHTNESS_BINS or 1.0
     place = ((pl.col("pixel_mean") - low) / width).floor().clip(0, BRIGHTNESS_BINS - 1)

@@ -1,4 +1,4 @@
-"""Collect what the page and the model card show."""
+"""Collect the contents of the page and the model card."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,7 +22,7 @@ from stages.core.reporting.local import LATENCY_RUNS, STAGES
 from stages.core.training.config import Recipe, Unsure
 
 MISTAKES = 50  # shown
-PAIRS = 10  # of classes that are confused most, shown
+PAIRS = 10  # of classes that are confused most often, shown
 SAMPLES = 12  # training examples of each class, shown
 
 
@@ -44,7 +44,7 @@ class Run(NamedTuple):
 
 
 def shared_context(run: Run) -> dict[str, Any]:
-    """Return what both templates show."""
+    """Return the values that both templates show."""
     return run._asdict() | {
         "onnx_bytes": layout.ONNX.stat().st_size,
         "settings": describe_settings(run.manifest.settings),
@@ -58,7 +58,7 @@ def shared_context(run: Run) -> dict[str, Any]:
 
 
 def page_context(run: Run) -> dict[str, Any]:
-    """Return what only the page shows: charts, pictures, tables of details."""
+    """Return the values that only the page shows: charts, pictures, tables of details."""
     from stages.core.reporting import charts  # noqa: PLC0415  # Importing altair takes half a second.
 
     classes = run.manifest.spec.classes
@@ -88,7 +88,7 @@ def page_context(run: Run) -> dict[str, Any]:
 
 
 def worst_mistakes(predictions: pl.DataFrame, test: Split, classes: list[str]) -> list[dict[str, Any]]:
-    """Return the wrong predictions that the model was surest of, the surest first."""
+    """Return the wrong predictions with the highest confidence, the highest first."""
     wrong = predictions.filter(pl.col("label") != pl.col("prediction"))
     worst = wrong.sort("confidence", "index", descending=[True, False]).head(MISTAKES)
     return [
@@ -104,7 +104,7 @@ def worst_mistakes(predictions: pl.DataFrame, test: Split, classes: list[str]) -
 
 
 def confused_pairs(predictions: pl.DataFrame, classes: list[str]) -> list[dict[str, Any]]:
-    """Return the pairs of classes that are confused most, each with its mistakes and their share of the true class."""
+    """Return the pairs of classes confused most often, with the number of mistakes and its share of the true class."""
     total = pl.len().over("label")
     pairs = (
         predictions.with_columns(total=total)
@@ -129,7 +129,7 @@ def sample_examples(train: Split, classes: list[str]) -> list[dict[str, Any]]:
 
 
 def describe_splits(examples: pl.DataFrame) -> list[dict[str, Any]]:
-    """Return the size of each split, the number of examples of each class, and what its raw inputs are like."""
+    """Return the size of each split, the number of examples of each class, and statistics of its raw inputs."""
     splits = []
     for name in SPLITS:
         split = examples.filter(split=name)
@@ -168,7 +168,7 @@ def describe_files(dataset: str, spec: Spec, num_tested: int) -> list[dict[str, 
 
 
 def parity_rows(by_input: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return the largest difference for each kind of input, which is described in words."""
+    """Return each kind of input, described in words, with its largest difference."""
     words = {"all_0": "a black image", "all_255": "a white image", "noise": "images of random pixels"}
     return [
         (words.get(name) or f"test images in batches of {int(name.removeprefix('batch_')):,}", difference)
@@ -177,7 +177,7 @@ def parity_rows(by_input: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 def describe_settings(recipe: Recipe) -> dict[str, str]:
-    """Return the settings of a recipe, a line for each section."""
+    """Return the settings of a recipe as one line of text for each section."""
     settings = recipe.model_dump()
     return {
         name: ", ".join(f"{key} {item}" for key, item in value.items()) if isinstance(value, dict) else str(value)
@@ -186,13 +186,13 @@ def describe_settings(recipe: Recipe) -> dict[str, str]:
 
 
 def describe_threshold(manifest: Manifest, target: Unsure) -> str:
-    """Return the sentence about the target that set the confidence below which a prediction is unsure."""
+    """Return a sentence about the target that set the confidence below which a prediction is unsure."""
     if manifest.unsure_by == "risk":
         return (
-            f"The target on risk decided the limit: it is the lowest at which at most {target.risk:.2%} of the sure"
-            f" validation images are labelled wrongly, and at least {target.coverage:.0%} of all are sure."
+            f"The risk target decided this threshold: it is the lowest at which at most {target.risk:.2%} of the sure"
+            f" validation images are classified incorrectly; at least {target.coverage:.0%} of all are sure."
         )
     return (
-        f"The target on coverage decided the limit: it is the highest at which at least {target.coverage:.0%} of the"
-        f" validation images are sure; more than {target.risk:.2%} of these are labelled wrongly."
+        f"The coverage target decided this threshold: it is the highest at which at least {target.coverage:.0%} of the"
+        f" validation images are sure; more than {target.risk:.2%} of these are classified incorrectly."
     )

@@ -8,23 +8,23 @@ from typing import Any
 
 from stages.core.files import layout
 
-# The metrics that the page compares with the baseline's and the last commit's: a name and a format for each.
+# The metrics that the page compares with those of the baseline and the last commit: a name and a format for each.
 HEADLINE = {
     "accuracy": ("Accuracy", ".2%"),
-    "recall": ("Recall, mean of the classes", ".4f"),
-    "precision": ("Precision, mean of the classes", ".4f"),
-    "f1": ("F1, mean of the classes", ".4f"),
+    "recall": ("Recall (macro average)", ".4f"),
+    "precision": ("Precision (macro average)", ".4f"),
+    "f1": ("F1 (macro average)", ".4f"),
     "loss": ("Cross-entropy", ".4f"),
     "calibration_error": ("Calibration error", ".2%"),
-    "coverage": ("Coverage: predictions that are sure", ".2%"),
-    "risk": ("Risk: wrong ones among the sure", ".2%"),
+    "coverage": ("Coverage: share of predictions that are sure", ".2%"),
+    "risk": ("Risk: share of sure predictions that are wrong", ".2%"),
     "different_labels": ("Parity: labels that differ", ",d"),
-    "tolerance_used": ("Parity: largest difference, of what is allowed", ".1%"),
+    "tolerance_used": ("Parity: largest difference, as a share of the tolerance", ".1%"),
 }
 
 
 def format_headline(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Return the texts of the headline figures that are among the metrics; those of an older run may lack some."""
+    """Return the formatted headline figures; the metrics of an older run may lack some."""
     texts = {}
     for name, (_, spec) in HEADLINE.items():
         with suppress(KeyError, TypeError, ValueError):
@@ -33,7 +33,7 @@ def format_headline(metrics: Mapping[str, Any]) -> dict[str, str]:
 
 
 def read_baseline(folder: Path) -> dict[str, Any]:
-    """Return the metrics that are kept for comparison; empty if there are none."""
+    """Return the metrics that are kept for comparison, or an empty dictionary."""
     metrics: dict[str, Any] = {}
     for path in (layout.PARITY_METRICS, layout.METRICS):
         with suppress(OSError, ValueError, TypeError):

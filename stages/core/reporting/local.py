@@ -1,4 +1,4 @@
-"""Collect what another run would not repeat: times, latency, and the metrics of the last commit."""
+"""Collect values that differ between runs: times, latency, and the metrics of the last commit."""
 
 import json
 import subprocess
@@ -20,7 +20,7 @@ STAGES = (layout.NORMALIZE, layout.TRAIN, layout.EVALUATE, layout.EXPORT, layout
 
 
 def measure_latency(model: OnnxModel, inputs: NDArray[Any]) -> dict[int, float]:
-    """Return the median of the milliseconds that ONNX Runtime takes for a batch, by batch size."""
+    """Return the median time in milliseconds that ONNX Runtime takes for a batch, by batch size."""
     latency = {}
     for size, runs in LATENCY_RUNS.items():
         batch = np.resize(inputs, (size, *inputs.shape[1:]))
@@ -35,7 +35,7 @@ def measure_latency(model: OnnxModel, inputs: NDArray[Any]) -> dict[int, float]:
 
 
 def last_commit(dataset: str) -> tuple[str, dict[str, Any]]:
-    """Return the short name of git's HEAD and the metrics in it; empty if it has none of this data set."""
+    """Return the short name of git's HEAD and the metrics in it; empty if it has none for this data set."""
 
     def git(*words: str) -> str:
         return subprocess.run(["git", *words], check=True, capture_output=True, text=True).stdout
@@ -51,7 +51,7 @@ def last_commit(dataset: str) -> tuple[str, dict[str, Any]]:
 
 
 def local_facts(model: OnnxModel, inputs: NDArray[Any], dataset: str) -> dict[str, Any]:
-    """Return the texts that another run would not repeat, by their places in the page, and the model they belong to."""
+    """Return the texts that differ between runs, by their places in the page, and the model that they belong to."""
     commit, metrics = last_commit(dataset)
     facts = {f"commit.{name}": text for name, text in format_headline(metrics).items()}
     if facts:

@@ -1,4 +1,4 @@
-"""Print the metrics of the last run as a table: `python -m stages.core.reporting.results` ends `make run`."""
+"""Print the metrics of the last run as a table; `make run` ends with `python -m stages.core.reporting.results`."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def read(path: Path, *names: str) -> list[float]:
         return [figures[name] for name in names]
     except (json.JSONDecodeError, KeyError) as error:
         raise UserError(
-            f"{path} does not hold the figures of this pipeline ({error}); `dvc repro --force` makes them"
+            f"{path} does not hold the figures of this pipeline ({error}); `dvc repro --force` writes them"
         ) from None
 
 
@@ -27,7 +27,7 @@ def tabulate() -> Table:
     low, high = read(layout.DETAILS, "accuracy_low", "accuracy_high")
     agreement, images, difference = read(layout.PARITY_DETAILS, "label_agreement", "num_images", "max_abs_diff")
     table = Table("", "", show_header=False)
-    table.add_row("accuracy", f"{accuracy:.2%}  (95 %: {low:.2%} to {high:.2%})")
+    table.add_row("accuracy", f"{accuracy:.2%}  (95%: {low:.2%} to {high:.2%})")
     table.add_row("recall", f"{recall:.4f}")
     table.add_row("F1", f"{f1:.4f}")
     table.add_row("parity", f"{agreement:.2%} of {images:,} labels equal, logits within {difference:.1e}")

@@ -7,12 +7,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 
 def markdown(text: object) -> str:
-    """Return the text on one line, with all characters escaped that mean something in Markdown or HTML."""
+    """Return the text on one line, with every character escaped that is special in Markdown or HTML."""
     return re.sub(r"([\\`*_\[\]<>#|&~])", r"\\\1", " ".join(str(text).split()))
 
 
 def percent(share: float, digits: int = 2) -> str:
-    """Return the share in percent."""
+    """Format a share as a percentage."""
     return f"{share:.{digits}%}"
 
 

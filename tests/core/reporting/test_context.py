@@ -44,7 +44,7 @@ def test_the_target_that_decided_the_limit_is_named(finished: Path, decided: Lit
     manifest = read_manifest(finished / layout.MANIFEST)
     target = Unsure(risk=0.001, coverage=0.8)
     text = describe_threshold(manifest.model_copy(update={"unsure_by": decided}), target)
-    assert text.startswith(f"The target on {decided} decided the limit: ")
+    assert text.startswith(f"The {decided} target decided this threshold: ")
     assert "0.10%" in text
     assert "80%" in text
 

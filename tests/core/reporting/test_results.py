@@ -33,7 +33,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 EXPECTED = [
-    ["accuracy", "99.46%  (95 %: 99.29% to 99.58%)"],
+    ["accuracy", "99.46%  (95%: 99.29% to 99.58%)"],
     ["recall", "0.9943"],
     ["F1", "0.9942"],
     ["parity", "99.99% of 10,000 labels equal, logits within 1.5e-05"],
