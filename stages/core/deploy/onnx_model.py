@@ -1,4 +1,4 @@
-"""Run the exported file in ONNX Runtime on the CPU, after checking it. PyTorch is not needed.
+"""Check an exported file and run it in ONNX Runtime on the CPU, without PyTorch.
 
 Shape suffixes: N examples, K classes.
 """
@@ -26,31 +26,31 @@ STANDARD = ("", "ai.onnx")  # two names of the domain whose operators the ONNX s
 
 
 class OnnxModel:
-    """Answer with one exported file.
+    """Classify examples with one exported file.
 
     Attributes:
         session: the session of ONNX Runtime.
         sha256: the checksum of the file.
-        metadata: what stage `export` wrote into it.
-        spec: what the model takes, and its classes.
-        unsure_below: a prediction of less confidence (0..1) is unsure.
+        metadata: the properties that stage `export` wrote into the file.
+        spec: the inputs that the model takes, and its classes.
+        unsure_below: the confidence (0..1) below which a prediction is unsure.
         operators: the number of nodes of each kind.
     """
 
     def __init__(self, path: Path, threads: int = 0) -> None:
-        """Check and load `path`, to run on so many threads (0: one for each core).
+        """Check and load `path`, to run on `threads` threads (0: one for each core).
 
         Raises `UserError` if the file is not one that stage `export` of this version wrote.
         """
         if not path.is_file():
             raise UserError(f"{path} is not a file" if path.exists() else f"{path} not found")
         if (size := path.stat().st_size) > MAX_BYTES:
-            raise UserError(f"{path} has {size:,} bytes, allowed are {MAX_BYTES:,}")
-        content = path.read_bytes()  # It is read once, so the session gets what was checked.
+            raise UserError(f"{path} has {size:,} bytes, allowed: at most {MAX_BYTES:,}")
+        content = path.read_bytes()  # It is read once, so the session gets the bytes that were checked.
         self.operators = check(content, path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Its threads would spin between the runs and slow whatever shares the cores.
+        # Otherwise its threads would spin between runs and slow down whatever shares the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -74,7 +74,7 @@ class OnnxModel:
 
 
 def is_proven(model: OnnxModel, details: Path = PARITY_DETAILS) -> bool:
-    """Return whether stage `parity` has recorded in `details` that this very file computes what was evaluated."""
+    """Return whether stage `parity` has recorded in `details` that this very file matches the evaluated model."""
     try:
         report = json.loads(details.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -92,7 +92,7 @@ def signature(values: list[Any]) -> list[Any]:
 
 
 def check_signature(inputs: list[Any], outputs: list[Any], spec: Spec, path: Path) -> None:
-    """Raise `UserError` unless the file takes a batch of what the spec says, and returns what an export does."""
+    """Raise `UserError` unless the file has the inputs that its spec states, and the outputs of an export."""
     classes = len(spec.classes)
     match inputs, outputs:
         case (
@@ -111,7 +111,7 @@ def check_signature(inputs: list[Any], outputs: list[Any], spec: Spec, path: Pat
 
 
 def read_metadata(metadata: dict[str, str]) -> tuple[Spec, float]:
-    """Return `spec` and `unsure_below`; raise `ValueError` if one is missing or not allowed."""
+    """Return `spec` and `unsure_below`; raise `ValueError` if one is missing or invalid."""
     if missing := [name for name in ("spec", "unsure_below") if name not in metadata]:
         raise ValueError(f"there is no {' and no '.join(missing)}")
     try:
@@ -121,7 +121,7 @@ def read_metadata(metadata: dict[str, str]) -> tuple[Spec, float]:
         raise ValueError(f"spec.{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     unsure_below = float(metadata["unsure_below"])
     if not 0 <= unsure_below <= 1:
-        raise ValueError(f"unsure_below is {unsure_below}, allowed is 0..1")
+        raise ValueError(f"unsure_below is {unsure_below}, must be in 0..1")
     return spec, unsure_below
 
 

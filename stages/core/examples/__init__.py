@@ -1,1 +1,1 @@
-"""Know what one example is. No module outside of this package does; the networks know the meaning of a shape."""
+"""Define what an example is. Outside of this package, only the networks interpret the shape of one."""

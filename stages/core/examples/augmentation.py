@@ -1,4 +1,4 @@
-"""Change training images at random in ways that leave their class as it is, a batch at a time on its device.
+"""Augment training images at random without changing their class, a batch at a time on its device.
 
 Shape suffixes: N images, C planes, H x W = P pixels, B surfaces, K knots.
 """
@@ -18,13 +18,13 @@ KNOTS = 5  # of the elastic displacement, each way
 def augment(
     images_NCHW: Tensor, config: Augmentation, generator: torch.Generator, rank: int = 0, world_size: int = 1
 ) -> Tensor:
-    """Rotate, scale, shear, bend and shift each raw image by random amounts; the border's pixels fill the gaps.
+    """Rotate, scale, shear, bend and shift each raw image by random amounts; border pixels fill the gaps.
 
     `generator` is on the images' device. The images are slice `rank` of a global batch that is `world_size` times as
     large. Random draws are made for the whole batch, so results do not depend on the number of processes.
 
-    The elastic displacement is normal on a coarse grid and bicubic between, as in Ronneberger et al. 2015
-    (arXiv 1505.04597).
+    The elastic displacement is drawn from a normal distribution on a coarse grid and interpolated bicubically, as in
+    Ronneberger et al. 2015 (arXiv 1505.04597).
     """
     if not any(config.model_dump().values()):
         return images_NCHW
@@ -32,14 +32,14 @@ def augment(
     device, mine = images_NCHW.device, slice(rank * count, (rank + 1) * count)
 
     def uniform() -> Tensor:
-        """Return a number in -1..1 for each image."""
+        """Return a random number in -1..1 for each image."""
         return 2 * torch.rand(world_size * count, generator=generator, device=device)[mine] - 1
 
     def pixels() -> Tensor:
-        """Return a whole number of pixels within the shift for each image."""
+        """Return a random whole number of pixels, at most the shift either way, for each image."""
         return ((2 * config.shift + 1) * (uniform() + 1) / 2).floor() - config.shift
 
-    # These map a place in the new image to its place in the old one, both in -1..1.
+    # These map coordinates in the new image to coordinates in the old one, both in -1..1.
     angle_N, shear_N = (uniform() * degrees * torch.pi / 180 for degrees in (config.rotation, config.shear))
     zoom_N = 1 + config.scale * uniform()
     cos_N, sin_N, tan_N = angle_N.cos() / zoom_N, angle_N.sin() / zoom_N, shear_N.tan()
@@ -53,7 +53,7 @@ def augment(
         knots_N2K = torch.randn((world_size * count, 2, KNOTS**2), generator=generator, device=device)[mine]
         weights_N2B = torch.cat([weights_N2B, knots_N2K * (config.elastic * pixel(height, width, device))], dim=2)
         surfaces_BHW = torch.cat([surfaces_BHW, elastic_surfaces(height, width, device)])
-    with full_float32():  # Less precision is too coarse for places in an image.
+    with full_float32():  # Lower precision is too coarse for image coordinates.
         grid_N2P = weights_N2B @ surfaces_BHW.flatten(1)
     grid_NHW2 = grid_N2P.transpose(1, 2).view(-1, height, width, 2)
     return F.grid_sample(images_NCHW.float(), grid_NHW2, padding_mode="border", align_corners=False)
@@ -75,6 +75,6 @@ def affine_surfaces(height: int, width: int, device: torch.device) -> Tensor:
 
 @cache
 def elastic_surfaces(height: int, width: int, device: torch.device) -> Tensor:
-    """Return what each knot adds when it is moved by 1, bicubic, float32 [KNOTS**2, H, W]."""
+    """Return each pixel's displacement when one knot moves by 1, interpolated bicubically, float32 [KNOTS**2, H, W]."""
     unit_K1KK = torch.eye(KNOTS**2, device=device).view(-1, 1, KNOTS, KNOTS)
     return F.interpolate(unit_K1KK, (height, width), mode="bicubic", align_corners=True)[:, 0]

@@ -8,15 +8,15 @@ from stages.core.config.section import Section
 
 
 class Augmentation(Section):
-    """Bound random changes, drawn anew for each image of each batch; 0 turns one off."""
+    """Limit the random changes, which are drawn for each image of each batch; 0 turns one off."""
 
     shift: Annotated[int, Field(ge=0, le=64)]
-    """Whole pixels, in each direction."""
+    """The largest shift in each direction, in whole pixels."""
     rotation: Annotated[float, Field(ge=0, le=180)]
-    """Degrees, in each direction."""
+    """The largest rotation in each direction, in degrees."""
     scale: Annotated[float, Field(ge=0, le=0.9)]
-    """The share by which an image becomes larger or smaller."""
+    """The largest share by which an image is enlarged or reduced."""
     shear: Annotated[float, Field(ge=0, le=60)]
-    """Degrees, in each direction."""
+    """The largest shear in each direction, in degrees."""
     elastic: Annotated[float, Field(ge=0, le=16)]
     """The standard deviation of a smooth displacement, in pixels."""

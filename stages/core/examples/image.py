@@ -1,4 +1,4 @@
-"""Handle images: specify and describe them, and turn pictures as people have them into inputs of a model.
+"""Handle images: specify and describe them, and convert pictures of any kind into inputs of a model.
 
 Shape suffixes: N images, C planes, H x W pixels.
 """
@@ -21,7 +21,7 @@ from stages.core.files.errors import UserError
 if TYPE_CHECKING:  # The service uses this module, too, and starts sooner without polars.
     import polars as pl
 
-MAX_PIXELS = 50_000_000  # of one picture, as the largest cameras of telephones take them
+MAX_PIXELS = 50_000_000  # of one picture, about as many as large phone cameras take
 MAX_BYTES = 8 * MAX_PIXELS  # of a picture's file: PNG, the largest format, has at most 8 bytes per pixel
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -36,7 +36,7 @@ BLANK = "is blank; there is nothing to classify"
 
 # Pillow only warns about pictures that are somewhat larger than its limit.
 warnings.simplefilter("error", Image.DecompressionBombWarning)
-# Colour profiles and texts of a megabyte are common, so a single one may take what Pillow allows for all together.
+# Colour profiles and texts of a megabyte are common, so each may be as large as Pillow allows for all together.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY
 
 
@@ -55,7 +55,7 @@ def specify(shape: tuple[int, ...], classes: list[str], mean: float, std: float,
 
 
 def describe(images_NCHW: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]:
-    """Return what the table of examples records about images: mean and deviation of the pixels (0..255) of each."""
+    """Return the columns that the table of examples has for images: mean and deviation of each image's pixels."""
     pixels_NP = images_NCHW.reshape(len(images_NCHW), -1)
     # In float32, the deviation of a large constant image would not be exactly 0.
     mean_N, std_N = pixels_NP.mean(1, dtype=np.float64), pixels_NP.std(1, dtype=np.float64)
@@ -63,7 +63,7 @@ def describe(images_NCHW: NDArray[np.generic]) -> dict[str, NDArray[np.float32]]
 
 
 def summarize(examples: "pl.DataFrame") -> dict[str, float]:
-    """Return the mean and deviation of all pixels (0..255) of these images, and the means of the extreme images."""
+    """Return the mean and deviation of all pixels (0..255) of these images, and the extremes of the images' means."""
     mean_N, std_N = (examples[f"pixel_{name}"].to_numpy().astype(np.float64) for name in ("mean", "std"))
     # All images have the same size, so the mean of their squares is that of all pixels.
     deviation = math.sqrt((std_N**2 + mean_N**2).mean() - mean_N.mean() ** 2)
@@ -76,7 +76,7 @@ def summarize(examples: "pl.DataFrame") -> dict[str, float]:
 
 
 def adversarial(spec: Spec, count: int, seed: int) -> dict[str, NDArray[np.uint8]]:
-    """Return inputs [N, C, H, W] that no camera takes, by name: black, white, and `count` images of random pixels."""
+    """Return unnatural inputs [N, C, H, W] by name: black, white, and `count` images of random pixels."""
     noise_NCHW = np.random.default_rng(seed).integers(256, size=(count, *spec.shape), dtype=np.uint8)
     return {
         "all_0": np.zeros((1, *spec.shape), np.uint8),
@@ -97,7 +97,7 @@ def check_readable(spec: Spec, name: Path) -> None:
     """Raise `UserError` with the model's name unless pictures, read as grey levels, can become its inputs."""
     planes = spec.shape[0]
     if planes != 1:
-        raise UserError(f"{name} does not work: its images have {planes} planes, allowed is 1: grey levels")
+        raise UserError(f"{name} does not work: its images must have 1 plane, grey levels, found {planes}")
 
 
 def check_array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> tuple[int, ...]:
@@ -111,17 +111,17 @@ def check_array(shape: tuple[int, ...], dtype: np.dtype[Any], name: str) -> tupl
     fits = len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)
     if dtype != np.uint8 or not fits or not 0 < pixels <= MAX_PIXELS:
         raise UserError(
-            f"{name} holds {dtype} {[*shape]}; allowed are uint8 [H, W], [N, H, W], [H, W, 3] or [N, H, W, 3] of at"
-            f" most {MAX_PIXELS:,} pixels an image"
+            f"{name} holds {dtype} {[*shape]}; expected uint8 [H, W], [N, H, W], [H, W, 3] or [N, H, W, 3] with at"
+            f" most {MAX_PIXELS:,} pixels per image"
         )
     return shape
 
 
 def to_inputs(images: NDArray[np.uint8], spec: Spec) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return inputs [N, 1, H, W] for a model, made of images as `check_array` allows, and which of them are blank."""
+    """Return inputs [N, 1, H, W] for a model, made from images that `check_array` allows, and which are blank."""
     if images.ndim == 4:
         count, height, width, colors = images.shape
-        grey = Image.fromarray(images.reshape(-1, width, colors)).convert("L")  # by the luma that `decode` takes
+        grey = Image.fromarray(images.reshape(-1, width, colors)).convert("L")  # with the luma that `decode` uses
         images = np.asarray(grey).reshape(count, height, width)
     _, height, width = spec.shape
     images_NHW, blank_N = fit(images, height, width, centre_ink=spec.centre_ink)
@@ -129,7 +129,7 @@ def to_inputs(images: NDArray[np.uint8], spec: Spec) -> tuple[NDArray[np.uint8],
 
 
 def to_input(grey_HW: NDArray[np.uint8], name: str, spec: Spec) -> NDArray[np.uint8]:
-    """Return the input [1, H, W] for a model, made of one image; raise `UserError` with its name if it is blank."""
+    """Return the input [1, H, W] for a model, made from one image; raise `UserError` with its name if it is blank."""
     (input_CHW,), (blank,) = to_inputs(grey_HW[None], spec)
     if blank:
         raise UserError(f"{name} {BLANK}")
@@ -141,14 +141,14 @@ def decode(content: bytes, source: str) -> NDArray[np.uint8]:
 
     Of an animation, only the first frame is decoded. Transparent parts are shown on white, but on black if less than
     half of the picture is opaque and that part is light, or if nothing would be visible on white. Raises a `UserError`
-    that names `source` if the content is in none of the `FORMATS`, is damaged or has more than `MAX_PIXELS`, which its
-    header tells before anything is decoded.
+    that names `source` if the content is in none of the `FORMATS`, is damaged or has more than `MAX_PIXELS`,
+    which is read from its header before anything is decoded.
     """
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 size = f"{picture.width:,} x {picture.height:,} pixels"
-                raise UserError(f"{source} has {size}, allowed are {MAX_PIXELS:,} in all")
+                raise UserError(f"{source} has {size}, allowed: at most {MAX_PIXELS:,} in all")
             ImageOps.exif_transpose(picture, in_place=True)
             return to_grey(picture)
     except UserError:
@@ -186,12 +186,12 @@ def to_grey(picture: Image.Image) -> NDArray[np.uint8]:
 
 
 def to_8_bits(levels_HW: NDArray[Any]) -> NDArray[np.uint8]:
-    """Return the upper 8 of the bits that are used; their number is the smallest of `DEPTHS` that holds every level.
+    """Return the upper 8 of the bits in use, whose number is the smallest of `DEPTHS` that holds every level.
 
     A scanner's 10 or 12 bits in a 16-bit file become as bright as its 8 bits would be, and 16 bits lose the lower 8.
     """
     if levels_HW.dtype.kind == "f" or levels_HW.min() < 0:
-        raise ValueError("its pixels are fractions or negative, allowed are whole numbers from 0")
+        raise ValueError("its pixels must be whole numbers from 0, found fractions or negative ones")
     depth = next(depth for depth in DEPTHS if int(levels_HW.max()) < 1 << depth)
     return (levels_HW >> (depth - 8)).astype(np.uint8)
 
@@ -199,7 +199,7 @@ def to_8_bits(levels_HW: NDArray[Any]) -> NDArray[np.uint8]:
 def fit(
     images_NHW: NDArray[np.uint8], height: int, width: int, *, centre_ink: bool
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Return images [N, height, width] for the model, and which of them are blank.
+    """Return images [N, height, width] for the model, and a mask of the blank ones.
 
     With `centre_ink`, all images become white on black. Images of another size are normalized as MNIST's were (LeCun
     et al., "Gradient-based learning applied to document recognition", 1998, III.A): the ink's bounding box is scaled to
@@ -223,7 +223,7 @@ def fit(
         return dark_NHW, blank_N
     fitted_NHW = np.zeros((len(images_NHW), height, width), np.uint8)
     for n in np.flatnonzero(~blank_N):
-        # Shadows and noise stay below this level. Of 1/8, 1/4 and 3/8 of the contrast, 1/8 was the best on validation
+        # Shadows and noise stay below this level. Of 1/8, 1/4 and 3/8 of the contrast, 1/8 worked best on validation
         # images that were made to look like photographs.
         paper = background_N[n] + contrast_N[n] // 8
         place_ink(np.maximum(dark_NHW[n], paper) - paper, fitted_NHW[n])
@@ -249,11 +249,11 @@ def place_ink(ink_HW: NDArray[np.uint8], image_HW: NDArray[np.uint8]) -> None:
     box_HW = ink_HW[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     scale = BOX_SHARE * min(height / len(box_HW), width / len(box_HW[0]))
     size_HW = [max(1, round(scale * side)) for side in box_HW.shape]
-    # With whole grey levels, nothing would be left of thin strokes in a large picture.
+    # Rounded to whole grey levels, thin strokes in a large picture would vanish.
     scaled_HW = np.array(Image.fromarray(box_HW.astype(np.float32)).resize(size_HW[::-1], FILTER))
     scaled_HW *= 255 / scaled_HW.max()
     top, left = (
-        # as in MNIST: by whole pixels, which puts the centre of mass into the pixel right and below of the middle
+        # As in MNIST, by whole pixels, so the centre of mass is in the pixel to the right of and below the middle.
         min(max(0, math.floor(side / 2 + 1 - centre)), side - box)
         for side, box, centre in zip((height, width), size_HW, centre_of_mass(scaled_HW), strict=True)
     )

@@ -1,4 +1,4 @@
-"""Specify what one example of a data set is.
+"""Define the spec of a data set's examples.
 
 Stage `normalize` writes the spec beside the data; the checkpoint and the metadata of the ONNX file carry it.
 """
@@ -18,7 +18,7 @@ class Spec(Section):
     kind: Literal["image"]
     shape: tuple[Positive, Positive, Positive]  # C planes, H x W pixels
     dtype: Literal["uint8"]
-    classes: Annotated[list[str], Field(min_length=2)]  # names of label 0, 1, ...
+    classes: Annotated[list[str], Field(min_length=2)]  # names of labels 0, 1, ...
     mean: float  # A raw value x enters the network as (x / 255 - mean) / std.
     std: float
     centre_ink: bool  # how a picture of another size becomes an input; see `fit` in stages/core/examples/image.py

@@ -52,7 +52,8 @@ def load_model(path: Path = MODEL) -> tuple[CalibratedModel, Manifest]:
     """
     manifest = read_manifest(path.with_name(MANIFEST.name))
     calibrated = build_calibrated(manifest)
-    saved = io.BytesIO(path.read_bytes())  # For some truncated files PyTorch would raise an `OSError` without a name.
+    # For some truncated files PyTorch would raise an `OSError` without a file name.
+    saved = io.BytesIO(path.read_bytes())
     try:
         content: Any = torch.load(saved, map_location="cpu", weights_only=True)
         calibrated.model.load_state_dict(content)

@@ -1,6 +1,6 @@
 """Configure the networks; see `model` in the recipes of params.yaml.
 
-At its bounds no network has more than three billion weights.
+Within these bounds, no network has more than three billion weights.
 """
 
 from typing import Annotated, Literal, Self
@@ -13,7 +13,7 @@ Width = Annotated[int, Field(gt=0, le=8192)]  # of a fully connected layer
 Channels = Annotated[int, Field(gt=0, le=2048)]  # of a convolution
 Features = Annotated[int, Field(gt=0, le=4096)]  # of a recurrent layer
 Depth = Annotated[int, Field(gt=0, le=64)]  # layers of a block
-Dropout = Annotated[float, Field(ge=0, lt=1)]  # share of the activations that training drops
+Dropout = Annotated[float, Field(ge=0, lt=1)]  # probability that training zeroes an activation
 
 
 class MlpConfig(Section):
@@ -23,13 +23,13 @@ class MlpConfig(Section):
     hidden: Annotated[list[Width], Field(max_length=16)]
     """The widths of the hidden layers."""
     dropout: Dropout
-    """The share of the activations that training drops after each hidden layer."""
+    """The dropout probability after each hidden layer."""
 
 
 class ConvNetConfig(Section):
-    """Configure blocks of unpadded convolutions: each takes off 2 pixels each way, the first one 4.
+    """Configure blocks of unpadded convolutions: each reduces height and width by 2 pixels, the first one by 4.
 
-    All blocks but the last halve height and width.
+    All blocks but the last also halve height and width.
     """
 
     name: Literal["convnet"]
@@ -38,11 +38,11 @@ class ConvNetConfig(Section):
     ]
     """The output channels of the convolutions of each block."""
     stem: Literal["pool", "stride"]
-    """What halves the size in the first block: max pooling, or a convolution of stride 2."""
+    """The operation that halves the size in the first block: max pooling, or a convolution of stride 2."""
     head: Literal["flatten", "max"]
-    """What the classifier sees: all positions, or the maximum of each channel."""
+    """The features that the classifier sees: all positions, or the maximum of each channel."""
     dropout: Dropout
-    """The share of the features before the classifier that training drops."""
+    """The dropout probability before the classifier."""
 
 
 class VggConfig(Section):
@@ -52,7 +52,7 @@ class VggConfig(Section):
     layers: Annotated[list[Channels | Literal["M"]], Field(min_length=1, max_length=32)]
     """The output channels of each convolution, or M for max pooling."""
     dropout: Dropout
-    """The share of the activations of the classifier that training drops."""
+    """The dropout probability in the classifier."""
 
     @field_validator("layers")
     @classmethod
@@ -75,13 +75,13 @@ class DenseNetConfig(Section):
 
     name: Literal["densenet"]
     growth_rate: Annotated[int, Field(gt=0, le=128)]
-    """The channels that each layer adds."""
+    """The number of channels that each layer adds."""
     blocks: Annotated[list[Depth], Field(min_length=1, max_length=4)]
     """The number of layers of each dense block."""
     features: Channels
-    """The output channels of the first convolution."""
+    """The number of output channels of the first convolution."""
     dropout: Dropout
-    """The share of each layer's output that training drops."""
+    """The dropout probability of each layer's output."""
 
 
 class RecurrentConfig(Section):
@@ -89,11 +89,11 @@ class RecurrentConfig(Section):
 
     name: Literal["lstm", "gru"]
     hidden: Features
-    """The features of the hidden state."""
+    """The number of features in the hidden state."""
     layers: Annotated[int, Field(ge=1, le=8)]
     """The number of recurrent layers."""
     dropout: Dropout
-    """The share of the activations between layers and before the classifier that training drops."""
+    """The dropout probability between layers and before the classifier."""
 
 
 class TransformerConfig(Section):
@@ -103,13 +103,13 @@ class TransformerConfig(Section):
     patch: Annotated[int, Field(gt=0, le=1024)]
     """The side of a patch in pixels; it must divide the height and the width of an image."""
     dim: Annotated[int, Field(gt=0, le=2048)]
-    """The features of each patch."""
+    """The number of features of each patch."""
     heads: Annotated[int, Field(gt=0, le=2048)]
     """The number of attention heads, which must divide `dim`."""
     layers: Annotated[int, Field(ge=1, le=24)]
     """The number of encoder layers."""
     dropout: Dropout
-    """The share of the activations that training drops."""
+    """The dropout probability in the encoder."""
 
     @model_validator(mode="after")
     def heads_divide_dim(self) -> Self:
@@ -123,13 +123,13 @@ class WaveNetConfig(Section):
 
     name: Literal["wavenet"]
     stride: Annotated[int, Field(gt=0, le=1024)]
-    """The pixels in one step; it must divide the pixels of an image."""
+    """The number of pixels in one step; it must divide the number of pixels in an image."""
     channels: Channels
-    """The channels of each layer."""
+    """The number of channels of each layer."""
     layers: Annotated[int, Field(ge=1, le=12)]
     """The number of layers; each doubles the dilation."""
     dropout: Dropout
-    """The share of the activations that training drops."""
+    """The dropout probability before the classifier."""
 
 
 NetConfig = Annotated[

@@ -22,8 +22,8 @@ class Manifest(Section):
     spec: Spec
     data_sha256: Sha256  # of artifacts/normalized/, as stage `normalize` wrote it
     environment: str  # processes, device, precision and version of PyTorch
-    epoch: int  # the one of the lowest validation loss
-    weights: int  # how many the model has
+    epoch: int  # the one with the lowest validation loss
+    weights: int  # their number in the model
     temperature: Annotated[float, Field(gt=0)]  # divides the network's logits
     unsure_below: Share  # a confidence, chosen on the validation split
     unsure_by: Literal["risk", "coverage"]  # the target in params.yaml that decided `unsure_below`

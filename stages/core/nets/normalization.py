@@ -1,4 +1,4 @@
-"""Turn raw inputs into what networks are good at; this is the first layer of every model."""
+"""Normalize raw inputs in the first layer of every model."""
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ class Normalization(nn.Module):
 
     def __init__(self, spec: Spec) -> None:
         super().__init__()
-        # They come from the spec, so the weights of a checkpoint do not repeat them.
+        # They come from the spec, so checkpoints do not store them again.
         self.register_buffer("scale", torch.tensor(1 / (255 * spec.std)), persistent=False)
         self.register_buffer("shift", torch.tensor(-spec.mean / spec.std), persistent=False)
 

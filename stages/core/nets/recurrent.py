@@ -9,7 +9,7 @@ from stages.core.nets.config import RecurrentConfig
 
 
 class Recurrent(nn.Module):
-    """Read an image row by row with an LSTM or a GRU, and classify its last output with a linear layer."""
+    """Read an image row by row with an LSTM or a GRU, and classify the last output with a linear layer."""
 
     def __init__(self, config: RecurrentConfig, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()

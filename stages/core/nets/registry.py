@@ -1,4 +1,7 @@
-"""Build the network that a recipe names. To add one: its config in config.py, its module here, a line in `NETWORKS`."""
+"""Build the network that a recipe names.
+
+To add a network, add its config to config.py, its module to this package and a line to `NETWORKS`.
+"""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -37,22 +40,22 @@ NETWORKS: dict[type[Any], Callable[[Any, tuple[int, ...], int], nn.Module]] = {
 
 
 def build_model(settings: config.NetConfig, spec: Spec) -> nn.Sequential:
-    """Return a fresh model of raw inputs [N, *spec.shape], initialized from torch's global generator.
+    """Return a new model for raw inputs [N, *spec.shape], initialized from torch's global generator.
 
-    It maps them to logits float32 [N, K]. Raises `UserError` if such a network does not take such inputs, or is too
+    It maps them to logits float32 [N, K]. Raises `UserError` if the network does not take such inputs or is too
     large.
     """
     make, shape, num_classes = NETWORKS[type(settings)], spec.shape, len(spec.classes)
     try:
-        with torch.device("meta"):  # This takes no memory yet.
+        with torch.device("meta"):  # This allocates no memory yet.
             weights = sum(weight.numel() for weight in make(settings, shape, num_classes).parameters())
         if weights > MAX_WEIGHTS:
-            raise UserError(f"a {settings.name} like this has {weights:,} weights, allowed are {MAX_WEIGHTS:,}")
+            raise UserError(f"network '{settings.name}' has {weights:,} weights, allowed: at most {MAX_WEIGHTS:,}")
         network = make(settings, shape, num_classes)
         model = nn.Sequential(OrderedDict(normalization=Normalization(spec), network=network))
         with torch.no_grad():
             model.eval()(torch.zeros((1, *shape)))
     except RuntimeError as error:
         size = "x".join(map(str, shape[1:]))
-        raise UserError(f"a {settings.name} like this does not take images of {size}: {error}") from None
+        raise UserError(f"network '{settings.name}' does not take images of {size}: {error}") from None
     return model.train()

@@ -7,7 +7,10 @@ from stages.core.nets.config import VggConfig
 
 
 def vgg(config: VggConfig, shape: tuple[int, ...], num_classes: int) -> nn.Module:
-    """Return torchvision's VGG (Simonyan & Zisserman 2014, arXiv 1409.1556); its head is a mean and a linear layer."""
+    """Return torchvision's VGG (Simonyan & Zisserman 2014, arXiv 1409.1556).
+
+    Its head is replaced by global average pooling and a linear layer.
+    """
     from torchvision.models.vgg import VGG, make_layers  # noqa: PLC0415  # Importing it takes seconds.
 
     features = make_layers(list(config.layers), batch_norm=True)

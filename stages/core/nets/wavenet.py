@@ -14,8 +14,8 @@ from stages.core.nets.config import WaveNetConfig
 class WaveNet(nn.Module):
     """Apply dilated causal convolutions to the pixels, row after row (van den Oord et al. 2016, arXiv 1609.03499).
 
-    Each step is `stride` pixels. Dilations 1, 2, 4, ... let the last of `layers` see 2**layers steps back. The skip
-    outputs are summed and averaged over all steps.
+    Each step is `stride` pixels. Dilations 1, 2, 4, ... give a receptive field of 2**layers steps. The skip outputs are
+    summed over the layers and averaged over all steps.
     """
 
     def __init__(self, config: WaveNetConfig, shape: tuple[int, ...], num_classes: int) -> None:

@@ -1,1 +1,1 @@
-"""Train a network: the loop, its state, and what makes it fast, resumable and shared among processes."""
+"""Train a network: the loop, its state, its checkpoints, and its distribution over processes."""

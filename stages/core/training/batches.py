@@ -38,7 +38,7 @@ def place(examples: Examples, device: torch.device) -> Examples:
     """Return the examples in the memory of the device if they fit; otherwise as they are, to be read batch by batch."""
     if not fits(examples.inputs.nbytes, device):
         return examples
-    # A copy on the CPU, too: pages of a memory map may be dropped and read again.
+    # Copy on the CPU, too: pages of a memory map may be dropped and read again.
     return Examples(examples.inputs.to(device, copy=True), examples.labels.to(device))
 
 
@@ -68,7 +68,7 @@ def batches(examples: Examples, order_SN: Tensor, device: torch.device) -> Itera
 
 
 def read_ahead(examples: Examples, rows_N: Tensor) -> None:
-    """Let the kernel read these rows of a memory map all at once; page faults would wait for one page after another."""
+    """Ask the kernel to read these rows of a memory map all at once; page faults would wait for each page in turn."""
     if examples.mapped is None or examples.mapped.filename is None or not hasattr(os, "posix_fadvise"):
         return
     size = examples.inputs[0].nbytes

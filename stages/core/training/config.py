@@ -33,9 +33,9 @@ class Sgd(Section):
     lr: Rate
     """The learning rate; with a schedule, the highest one."""
     momentum: Annotated[float, Field(ge=0, lt=1)]
-    """The share of the previous step that is kept."""
+    """The share of the previous update that is carried over."""
     nesterov: bool
-    """Whether to use Nesterov's momentum, which needs a momentum above 0."""
+    """Use Nesterov momentum, which needs a momentum above 0."""
     weight_decay: NotNegative
     """The factor of the L2 penalty, which is added to the gradient."""
 
@@ -63,7 +63,7 @@ class AdamW(Section):
     lr: Rate
     """The learning rate; with a schedule, the highest one."""
     weight_decay: NotNegative
-    """The factor of the weight decay, which does not pass through the gradient."""
+    """The factor of the weight decay, which is applied to the weights directly, not through the gradient."""
 
 
 class Constant(Section):
@@ -100,14 +100,14 @@ Schedule = Annotated[Constant | OneCycle | Cosine, Field(discriminator="name")]
 
 
 class Regularization(Section):
-    """Regularize beyond dropout (of the model) and weight decay (of the optimizer); 0 turns one off."""
+    """Regularize beyond the model's dropout and the optimizer's weight decay; 0 turns a method off."""
 
     l1: NotNegative
     """The factor of the sum of the absolute weights, which is added to the loss."""
     ema: Annotated[float, Field(ge=0, lt=1)]
-    """The decay per step of the weights' moving average, which becomes the model."""
+    """The decay per step of the moving average of the weights, which becomes the model."""
     patience: Annotated[int, Field(ge=0, le=10**6)]
-    """The number of epochs without a lower validation loss that ends the run; it needs the schedule `constant`."""
+    """The number of epochs without a lower validation loss after which the run ends; it needs schedule `constant`."""
 
 
 class Recipe(Section):
@@ -118,26 +118,26 @@ class Recipe(Section):
     loss: Loss
     """The loss that training minimizes."""
     optimizer: Optimizer
-    """How the weights follow the gradient."""
+    """The rule that updates the weights."""
     schedule: Schedule
-    """How the learning rate changes during the run."""
+    """The course of the learning rate during the run."""
     augmentation: Augmentation
     """Random changes of the training images."""
     regularization: Regularization
-    """Further means against overfitting."""
+    """Further measures against overfitting."""
     precision: Literal["auto", "float32", "bfloat16"]
     """The floating-point type of the computation; `auto` is bfloat16 where the processor supports it, else float32."""
     batch_size: BatchSize
-    """The number of images per step. If there are fewer training images, all of them are one batch."""
+    """The number of images per step. If there are fewer training images, all of them form one batch."""
     epochs: Epochs
-    """How often the run goes through the training split."""
+    """The number of passes through the training split."""
 
     @model_validator(mode="after")
     def patience_needs_constant_rate(self) -> Self:
         if self.regularization.patience and self.schedule.name != "constant":
             raise ValueError(
                 f"regularization.patience ({self.regularization.patience}) would stop before schedule"
-                f" '{self.schedule.name}' has brought the rate down; allowed is patience 0 or schedule 'constant'"
+                f" '{self.schedule.name}' has brought the rate down; allowed: patience 0 or schedule 'constant'"
             )
         return self
 
@@ -146,27 +146,27 @@ class Unsure(Section):
     """Set targets on the validation split for the confidence below which a prediction is unsure."""
 
     risk: Share
-    """At most this share of the sure predictions may be wrong,"""
+    """The largest share of the sure predictions that may be wrong."""
     coverage: Share
-    """but at least this share of all predictions must be sure, even if the risk is then higher."""
+    """The smallest share of all predictions that must be sure, even if the risk is then higher."""
 
 
 class Train(Section):
     """Configure stage `train`, for every recipe."""
 
     unsure: Unsure
-    """Which predictions count as unsure."""
+    """The targets that decide which predictions count as unsure."""
 
 
 class Machine(Section):
-    """Configure the machine, not the science: none of this is meant to change a result."""
+    """Configure how to compute; none of this is meant to change a result."""
 
     device: Literal["auto", "cpu", "cuda", "mps"]
     """The device to compute on; `auto` is CUDA if there is one, else MPS, else the CPU."""
     processes: Annotated[int, Field(ge=1, le=1024)]
     """The number of training processes on this machine, which share each batch: one per GPU, or several on a CPU."""
     cuda_graph: bool
-    """On CUDA, in one process: record the kernels of a step up to the gradients once, then launch them together."""
+    """On CUDA with one process, record the kernels of a step up to the gradients once, then launch them together."""
     # It is not `off`, which DVC writes without quotes and YAML 1.1 reads as false.
     compile: Literal["none", "default", "max-autotune-no-cudagraphs"]
     """The mode of `torch.compile`, or `none`."""

@@ -28,9 +28,9 @@ def sum_over_processes(*values: Tensor) -> list[float]:
 
 
 def launch(module: str, machine: Machine) -> bool:
-    """Run `module` in `machine.processes` processes; return False if that is one, or torchrun started this process.
+    """Run `module` in `machine.processes` processes; return False if that is 1 or torchrun started this process.
 
-    Raises `UserError` if one of them is killed. One that fails has reported why. Torchrun ends the others.
+    Raises `UserError` if one of them is killed; one that fails has already reported why. Torchrun ends the others.
     """
     processes, device = machine.processes, pick_device(machine.device)
     if processes == 1 or dist.is_torchelastic_launched():
@@ -42,26 +42,25 @@ def launch(module: str, machine: Machine) -> bool:
 
     allowed = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type, processes)
     if processes > allowed:
-        raise UserError(
-            f"params.yaml: machine.processes: found {processes}, this machine has {allowed} {device.type} device"
-        )
+        devices = f"{allowed} {device.type} device{'' if allowed == 1 else 's'}"
+        raise UserError(f"params.yaml: machine.processes: found {processes}, this machine has {devices}")
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     try:
         torchrun(["--standalone", f"--nproc-per-node={processes}", "-m", module])
     except SignalException as error:
         raise KeyboardInterrupt if error.sigval == signal.SIGINT else SystemExit(128 + error.sigval) from None
     except ChildFailedError as error:
-        for rank, failure in error.failures.items():  # If one is killed, others can fail because of that.
+        for rank, failure in error.failures.items():  # If one is killed, others may fail as a consequence.
             if failure.exitcode < 0:
                 name = failure.signal_name()
-                raise UserError(f"process {rank} was killed by {name}, all {processes} have been ended") from None
+                raise UserError(f"process {rank} was killed by {name}, all {processes} were stopped") from None
         raise SystemExit(error.get_first_failure()[1].exitcode) from None
     return True
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[torch.device]:
-    """Join the process group if torchrun started this process; yield its device, a CUDA device of its own."""
+    """Join the process group if torchrun started this process; yield its device; on CUDA, each process has its own."""
     if not dist.is_torchelastic_launched():
         yield device
         return

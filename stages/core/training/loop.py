@@ -1,4 +1,4 @@
-"""Train for one epoch after another.
+"""Train epoch by epoch.
 
 Shape suffixes: N examples, S steps, K classes.
 """
@@ -65,14 +65,14 @@ def train_epochs(
     if machine.compile != "none":
         network = torch.compile(network, mode=machine.compile)  # type: ignore[assignment]  # It is called the same way.
 
-    # Sums stay on the device: asking for a number at each step would wait for the step.
+    # Sums stay on the device, because reading a number at each step would wait for the step to finish.
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
     order_generator, augmentation_generator = torch.Generator("cpu"), torch.Generator(device)
 
     def compute_gradients(inputs: Tensor, labels_N: Tensor) -> None:
         """Run the step up to the gradients."""
         state.optimizer.zero_grad()
-        # Augmentation is outside of autocast, because bfloat16 is too coarse for places in an image.
+        # Augmentation is outside of autocast, because bfloat16 is too coarse for image coordinates.
         augmented = augment(inputs, recipe.augmentation, augmentation_generator, rank, world_size)
         with autocast:
             logits_NK = network(augmented)
@@ -121,7 +121,7 @@ def train_epochs(
 
 
 def evaluate_loss(model: nn.Module, examples: Examples, loss: Loss, device: torch.device) -> tuple[float, float]:
-    """Return the mean loss and the accuracy on all examples, without augmentation and dropout."""
+    """Return the mean loss and the accuracy on all examples, without augmentation or dropout."""
     rank, world_size = rank_and_world_size()
     model.eval()
     if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Make the losses, optimizers and learning-rate schedules that recipes name; all of them are PyTorch's own.
+"""Build the losses, optimizers and learning-rate schedules that recipes name; all of them are PyTorch's own.
 
 Shape suffixes: N examples, K classes.
 """
@@ -21,7 +21,7 @@ def compute_loss(logits_NK: Tensor, labels_N: Tensor, loss: config.Loss) -> Tens
 
 
 def l1_norm(model: nn.Module) -> Tensor:
-    """Return the sum of absolute weights, without biases and the weights of norms, which are vectors."""
+    """Return the sum of the absolute weights, without biases and the weights of norms, which are vectors."""
     return torch.stack([weight.abs().sum() for weight in model.parameters() if weight.ndim > 1]).sum()
 
 
@@ -38,7 +38,7 @@ def make_optimizer(model: nn.Module, optimizer: config.Optimizer) -> torch.optim
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, schedule: config.Schedule, steps: int) -> lr_scheduler.LRScheduler:
-    """Return the schedule of the learning rate for a training run of so many steps."""
+    """Return the schedule of the learning rate for a training run of `steps` steps."""
     match schedule:
         case config.Constant():
             return lr_scheduler.ConstantLR(optimizer, factor=1.0)

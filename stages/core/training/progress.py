@@ -1,4 +1,4 @@
-"""Show a training run while it goes on: a bar, a line for each epoch, and DVCLive's files."""
+"""Report the progress of a training run: a bar, a line for each epoch, and DVCLive's files."""
 
 import sqlite3
 import time
@@ -19,7 +19,7 @@ class TrainingProgress:
     """Report the epochs of one training run."""
 
     def __init__(self, epochs: int, steps: int, batch_size: int) -> None:
-        """Take the number of epochs, the steps of an epoch and the examples of a step."""
+        """Take the numbers of epochs, of steps per epoch and of examples per step."""
         from dvclive.live import Live  # noqa: PLC0415  # Importing it takes most of a second.
 
         self.epochs, self.steps, self.examples = epochs, steps, steps * batch_size
@@ -44,7 +44,7 @@ class TrainingProgress:
         self.progress.advance(self.bar)
 
     def log(self, row: Row) -> None:
-        """Log an epoch's row of the history without a line on the terminal, as for those of a resumed run."""
+        """Log an epoch's row of the history without printing it, as for the earlier epochs of a resumed run."""
         with naming_the_place():
             for name, value in row.items():
                 if name != "epoch":
@@ -67,10 +67,10 @@ class TrainingProgress:
 
 @contextmanager
 def naming_the_place() -> Iterator[None]:
-    """Name the place that cannot be written when DVCLive, or DVC, whose state it opens, fails: their errors do not."""
+    """Name the folder that cannot be written when DVCLive, or DVC's state behind it, fails: their errors do not."""
     try:
         yield
     except sqlite3.Error as error:
-        raise UserError(f"{LIVE} cannot be written: DVC's state, mostly in /var/tmp/dvc: {error}") from error
+        raise UserError(f"{LIVE} cannot be written: DVC's state, usually in /var/tmp/dvc: {error}") from error
     except OSError as error:
         raise UserError(f"{LIVE} cannot be written: {error.strerror or error}") from error

@@ -1,7 +1,7 @@
-"""Keep unfinished training runs after each epoch, so that one that was killed can be resumed.
+"""Save a checkpoint after each epoch, so that a training run that was killed can be resumed.
 
-They are kept outside of DVC's outputs, which are removed before a stage runs. Their names depend on everything that
-affects the result, so a run with other data, params, code or versions never finds them.
+Checkpoints are kept outside of DVC's outputs, which are removed before a stage runs. Their names depend on everything
+that affects the result, so a run with other data, params, code or versions never finds them.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from stages.core.files.atomic import replacing
 from stages.core.files.exclusive import locked
 from stages.core.files.layout import CHECKPOINTS
 
-MAX_AGE_S = 7 * 24 * 3600  # An unfinished run that nobody has resumed for so long is removed.
+MAX_AGE_S = 7 * 24 * 3600  # A checkpoint that nobody has resumed for this long is removed.
 
 
 def fingerprint(**ingredients: Any) -> str:
@@ -37,7 +37,7 @@ def fingerprint(**ingredients: Any) -> str:
 
 @contextmanager
 def claim_checkpoint(key: str) -> Iterator[Path | None]:
-    """Yield the path of this training run's checkpoint, or None while another process trains the same.
+    """Yield the path of this training run's checkpoint, or None while another process trains the same run.
 
     The checkpoint is removed when the block ends without an exception.
     """
@@ -54,7 +54,7 @@ def claim_checkpoint(key: str) -> Iterator[Path | None]:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint whose lock this process holds, what a kill left of a half-written one, and the lock."""
+    """Remove a checkpoint whose lock this process holds, a half-written copy left by a kill, and the lock."""
     for file in (path, path.with_suffix(".pt.partial"), path.with_suffix(".lock")):
         file.unlink(missing_ok=True)
 
@@ -79,12 +79,12 @@ def save_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """Return what was saved; None if there is no file or, with a message, if it is damaged."""
+    """Return a saved checkpoint; None if there is no file or, with a message, if it is damaged."""
     if not path.exists():
         return None
     saved = path.read_bytes()
     digest, content = saved[:32], saved[32:]
     if hashlib.sha256(content).digest() != digest:
-        print(f"train: {path} is damaged and ignored; the training run starts anew", flush=True)
+        print(f"train: {path} is damaged and ignored; the training run starts from scratch", flush=True)
         return None
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

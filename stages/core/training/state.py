@@ -37,7 +37,7 @@ class TrainState(NamedTuple):
 
 
 def create_state(recipe: Recipe, model: nn.Module, steps: int) -> TrainState:
-    """Return the state at the start of a training run of so many steps, for a model that is on its device."""
+    """Return the state at the start of a training run of `steps` steps, for a model that is on its device."""
     optimizer = make_optimizer(model, recipe.optimizer)
     schedule = make_schedule(optimizer, recipe.schedule, steps)
     average = copy.deepcopy(model) if recipe.regularization.ema else None

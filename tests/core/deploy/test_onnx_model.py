@@ -191,7 +191,7 @@ def without(name: str) -> Change:
         (with_metadata("spec", "image"), "in its metadata, spec"),
         (with_metadata("spec", "[" * 100_000), "in its metadata, spec"),
         (with_metadata("unsure_below", "often"), "could not convert string to float"),
-        (with_metadata("unsure_below", "nan"), "unsure_below is nan, allowed is 0..1"),
+        (with_metadata("unsure_below", "nan"), "unsure_below is nan, must be in 0..1"),
     ],
 )
 def test_metadata_must_be_those_of_an_export(tmp_path: Path, change: Change, reason: str) -> None:
@@ -262,7 +262,7 @@ def test_other_bytes_are_an_error(tmp_path: Path, content: bytes) -> None:
 
 def test_a_file_must_not_be_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx_model, "MAX_BYTES", 100)
-    assert error_of(bytes(101), tmp_path).endswith(" has 101 bytes, allowed are 100")
+    assert error_of(bytes(101), tmp_path).endswith(" has 101 bytes, allowed: at most 100")
 
 
 def test_a_missing_file_is_an_error(tmp_path: Path) -> None:

@@ -132,13 +132,13 @@ def test_weights_come_from_the_global_generator() -> None:
     [(convnet([2], [2], [2]), 19, 28), (convnet([2], [2], [2]), 28, 19), (VGG, 3, 3), (DENSENET, 1, 1)],
 )
 def test_images_must_be_large_enough(config: NetConfig, height: int, width: int) -> None:
-    with pytest.raises(UserError, match=f"^a {config.name} like this does not take images of {height}x{width}: "):
+    with pytest.raises(UserError, match=f"^network '{config.name}' does not take images of {height}x{width}: "):
         build_model(config, make_spec((1, height, width)))
 
 
 def test_a_network_must_fit_into_an_onnx_file() -> None:
     large = MlpConfig(name="mlp", hidden=[8192] * 6, dropout=0.0)
-    with pytest.raises(UserError, match=r"^a mlp like this has 342,0\d\d,\d+ weights, allowed are"):
+    with pytest.raises(UserError, match=r"^network 'mlp' has 342,0\d\d,\d+ weights, allowed: at most"):
         build_model(large, make_spec())
 
 
