@@ -1,1 +1,1 @@
-"""Read params.yaml, refuse what is wrong in it, explain why, and change it."""
+"""Read, validate and edit params.yaml, and explain what is wrong in it."""

@@ -1,4 +1,4 @@
-"""Explain what pydantic found wrong in params.yaml, in the words of the file."""
+"""Translate pydantic's errors into messages about the fields of params.yaml."""
 
 import re
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ SHOWN_FIELDS = 20
 
 
 def explain_all(error: ValidationError, content: Any, merged: Any) -> list[str]:
-    """Return one line for each wrong field of the file's content, which was validated as `merged` with defaults."""
+    """Return one line for each invalid field of `content`, the file, which was validated as `merged`, with defaults."""
     details = error.errors()
     if isinstance(content, dict) and not isinstance(content.get("recipe_defaults"), dict):
         # Without defaults, every recipe lacks nearly everything.
         details = [detail for detail in details if detail["loc"][0] != "recipes"]
-    # A wrong default is wrong in every recipe that does not override it, but it stands in the file once.
+    # A wrong default is wrong in every recipe that does not override it, but it is in the file only once.
     lines = list(dict.fromkeys(explain(detail, content, merged) for detail in details))
     more = [f"  and {hidden} more"] if (hidden := len(lines) - SHOWN_FIELDS) > 0 else []
     return lines[:SHOWN_FIELDS] + more
 
 
 def explain(detail: Any, content: Any, merged: Any) -> str:
-    """Return the field as it stands in the file, what was found, and what is allowed."""
+    """Return the field as the file names it, what was found, and what is allowed."""
     kind, found = detail["type"], detail["input"]
     keys = find_keys(detail["loc"], merged, whole=kind == "value_error")
     if is_default(keys, kind, content, merged):
@@ -35,7 +35,7 @@ def explain(detail: Any, content: Any, merged: Any) -> str:
     field = ".".join(keys) or "the file"
     match kind:
         case "missing" if keys[:1] == ["recipes"] and is_left_out(["recipe_defaults", *keys[2:]], content):
-            return f"  {field}: is missing, and recipe_defaults does not state it"
+            return f"  {field}: is missing, and recipe_defaults does not set it"
         case "missing":
             return f"  {field}: is missing"
         case "value_error":  # of several values together
@@ -47,7 +47,7 @@ def explain(detail: Any, content: Any, merged: Any) -> str:
 
 
 def is_default(keys: list[str], kind: str, content: Any, merged: Any) -> bool:
-    """Return whether what is wrong at these keys of a recipe is wrong in `recipe_defaults`."""
+    """Return whether the error at these keys of a recipe comes from `recipe_defaults`."""
     if keys[:1] != ["recipes"] or len(keys) < 3:
         return False
     match kind:
@@ -78,9 +78,9 @@ def is_left_out(keys: list[str], content: Any) -> bool:
 
 
 def find_keys(location: Sequence[Any], content: Any, *, whole: bool) -> list[str]:
-    """Return the keys in the file that lead to pydantic's location, without the members of unions in it.
+    """Return the keys in the file that lead to pydantic's location, leaving out the members of unions.
 
-    `whole` tells that the location is of a section, not of a key that may be missing in it.
+    `whole` means that the location is that of a section, not of a key that may be missing from it.
     """
     keys: list[str] = []
     last = len(location) - 1
@@ -98,7 +98,7 @@ def find_keys(location: Sequence[Any], content: Any, *, whole: bool) -> list[str
 
 
 def shown(value: Any) -> str:
-    """Return the value as Python writes it, without secrets and without what a message has no room for."""
+    """Return the value as Python writes it, without secrets and shortened to fit into a message."""
     try:
         return shorten(redact(repr(value)))
     except ValueError:  # Python does not write an integer of more than 4300 digits.

@@ -58,7 +58,7 @@ def load_params(path: Path = PARAMS) -> Params:
 
 
 def parse_params(text: str, path: Path) -> Params:
-    """Return the validated params in `text`; `path` names them in errors."""
+    """Return the validated params in `text`; errors name `path`."""
     # DVC reads the file with the same parser, so a value means the same to both (1e-3 is a number).
     content = parse_yaml(text, YAML(typ="safe"), str(path))
     merged = with_complete_recipes(content)
@@ -69,7 +69,7 @@ def parse_params(text: str, path: Path) -> Params:
     for field in ("recipe", "dataset"):
         name, known = getattr(params, field), list(getattr(params, f"{field}s"))
         if name not in known:
-            allowed = f"known are {', '.join(known)}{did_you_mean(name, known)}"
+            allowed = f"must be one of {', '.join(known)}{did_you_mean(name, known)}"
             raise UserError(f"{path} is invalid:\n  {field}: found '{name}', {allowed}")
     processes, batch_size = params.machine.processes, params.chosen_recipe.batch_size
     if batch_size % processes:
@@ -91,7 +91,7 @@ def with_complete_recipes(content: Any) -> Any:
 
 
 def with_defaults(recipe: Any, defaults: dict[str, Any]) -> Any:
-    """Return the recipe with what it leaves out."""
+    """Return the recipe, completed with the defaults that it leaves out."""
     if not isinstance(recipe, dict):
         return recipe
     merged = {**defaults, **recipe}

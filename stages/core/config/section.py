@@ -1,7 +1,7 @@
 """Define what all sections of params.yaml have in common; each section lives in the package that it configures.
 
-Upper bounds are far above any useful value: they turn a slip of the keyboard into a message instead of a machine
-without memory.
+Upper bounds are far above any useful value: they turn a typing slip into a message instead of a machine that runs out
+of memory.
 """
 
 from typing import Annotated
@@ -18,8 +18,8 @@ BatchSize = Annotated[int, Field(gt=0, le=10**6)]
 class Section(BaseModel):
     """Hold one section: strict types, every key required, no unknown keys, no infinities.
 
-    The docstring below a field is its description in docs/configuration-reference.md. It is read from the source there:
-    with pydantic's `use_attribute_docstrings`, every stage would start later.
+    The docstring below a field is its description in docs/configuration-reference.md. docs/reference.py reads it from
+    the source, because pydantic's `use_attribute_docstrings` would delay the start of every stage.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)

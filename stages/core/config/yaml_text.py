@@ -1,4 +1,4 @@
-"""Parse YAML that people may have mistyped, without what YAML allows to multiply, hide or convert values."""
+"""Parse YAML written by hand; reject aliases, tags, deep nesting and long values."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise UserError(f"{path} is not a file")
     if size > MAX_BYTES:
-        raise UserError(f"{path} has {size:,} bytes, allowed are {MAX_BYTES:,}")
+        raise UserError(f"{path} has {size:,} bytes, allowed: at most {MAX_BYTES:,}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -29,7 +29,7 @@ def read_text(path: Path) -> str:
 
 
 def parse_yaml(text: str, yaml: YAML, source: str) -> Any:
-    """Return the content of one YAML document; raise a `UserError` that names `source` if it is not acceptable."""
+    """Return the content of one YAML document; raise a `UserError` that names `source` if it is invalid."""
     try:
         problem = find_problem(text)
         content = None if problem else yaml.load(text)
@@ -47,16 +47,16 @@ def find_problem(text: str) -> str | None:
         depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         line = f"line {event.start_mark.line + 1}"
         if isinstance(event, AliasEvent):
-            return f"{line}: found an alias, '*{event.anchor}'; allowed is the value itself"
+            return f"{line}: found an alias, '*{event.anchor}'; allowed: the value itself"
         if tag := getattr(event, "tag", None):
-            return f"{line}: found a tag, '{shorten(tag)}'; allowed are plain values"
+            return f"{line}: found a tag, '{shorten(tag)}'; allowed: plain values"
         if depth > MAX_DEPTH:
             return f"{line}: nested more than {MAX_DEPTH} deep"
         if len(value := getattr(event, "value", "")) > MAX_CHARS:
-            return f"{line}: found a value of {len(value):,} characters, allowed are {MAX_CHARS:,}"
+            return f"{line}: found a value of {len(value):,} characters, allowed: at most {MAX_CHARS:,}"
     return None
 
 
 def shorten(text: str) -> str:
-    """Return the text, cut off where a message has no room for more."""
+    """Return the text, truncated to fit into a message."""
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."

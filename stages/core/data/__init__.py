@@ -1,1 +1,1 @@
-"""Handle the data set: where it comes from, how it is read and divided, and how the splits are stored."""
+"""Download the data set, read it, divide it into splits and store them."""

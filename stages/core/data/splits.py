@@ -41,7 +41,7 @@ class Dataset(NamedTuple):
     examples: pl.DataFrame
 
     def read(self, split: str) -> Split:
-        """Map one split; raise `UserError` if the array does not fit the spec and the table."""
+        """Map one split; raise `UserError` if the array does not match the spec and the table."""
         labels_N = self.examples.filter(split=split)["label"].to_numpy(writable=True)
         return Split(map_array(split_array(split), (len(labels_N), *self.spec.shape), self.spec.dtype), labels_N)
 
@@ -55,17 +55,17 @@ def read_spec(path: Path = SPEC) -> Spec:
 
 
 def read_dataset() -> Dataset:
-    """Return the data set that stage `normalize` wrote, its table validated."""
+    """Return the data set that stage `normalize` wrote, after validating its table."""
     spec = read_spec()
     return Dataset(spec, read_table(EXAMPLES, schemas.examples(len(spec.classes))))
 
 
 def hold_out(labels_N: NDArray[np.integer], checksums: list[str], share: float, seed: int) -> NDArray[np.bool_]:
-    """Return which examples are held out: `share` of each class, chosen by the checksum of their content.
+    """Return a mask of the examples to hold out: `share` of each class, chosen by the checksum of their content.
 
     The choice depends on neither the order of the examples nor a random generator, and copies of an example stay on the
-    same side, unless the border lies among them. Numbers of examples are rounded by the largest-remainder method. A
-    class of two or more examples is on both sides.
+    same side, unless the boundary falls among them. Numbers of examples are rounded by the largest-remainder method. A
+    class of two or more examples has some on both sides.
     """
     counts_K, total = np.bincount(labels_N), round(share * len(labels_N))
     exact_K = counts_K * total / len(labels_N)
@@ -96,7 +96,7 @@ def check_classes(examples: pl.DataFrame, classes: list[str], bounds: ClassShare
         needed = "each class needs two images in the training file and one in the test file"
         raise UserError("\n".join([f"{folder}: {needed}, found:", *missing]))
     if outside:
-        allowed = f"params.yaml: normalize.class_share: allowed are {bounds.min} to {bounds.max}, {folder} has:"
+        allowed = f"params.yaml: normalize.class_share: shares must be {bounds.min} to {bounds.max}, {folder} has:"
         low, high = floor(min(shares) * 1000) / 1000, ceil(max(shares) * 1000) / 1000
         raise UserError("\n".join([allowed, *outside, f"  `min: {low}` and `max: {high}` there would allow it"]))
 
@@ -111,7 +111,7 @@ def count_examples(examples: pl.DataFrame) -> dict[str, int]:
 
 
 def chunks(inputs: NDArray[np.generic]) -> Iterator[NDArray[np.generic]]:
-    """Yield the inputs in parts: they may be mapped from a file that is larger than the memory."""
+    """Yield the inputs in parts, because they may be mapped from a file that is larger than memory."""
     for start in range(0, len(inputs), CHUNK):
         yield inputs[start : start + CHUNK]
 
@@ -127,6 +127,6 @@ def write_spec(spec: Spec, folder: Path) -> None:
 
 
 def write_split(split: str, spec: Spec, inputs: NDArray[np.generic], rows_N: NDArray[np.intp], folder: Path) -> None:
-    """Write the chosen rows of the raw inputs as the array of a split to `folder`."""
+    """Write the chosen rows of the raw inputs to `folder` as the array of a split."""
     parts = (inputs[rows_N[start : start + CHUNK]] for start in range(0, len(rows_N), CHUNK))
     write_array(folder / split_array(split).name, (len(rows_N), *spec.shape), spec.dtype, parts)

@@ -1,4 +1,4 @@
-"""Write files and folders so that readers find them whole or not at all."""
+"""Write files and folders so that readers find them complete or not at all."""
 
 import ctypes
 import errno
@@ -35,19 +35,19 @@ def replacing(path: Path) -> Iterator[Path]:
     except OSError as error:  # The error of a full disk does not name the file.
         raise UserError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(OSError):  # Where nothing can be written, nothing can be removed.
+        with suppress(OSError):  # Where nothing can be written, nothing may be removable either.
             remove(partial)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange what the two paths name in one step, by Linux's renameat2; return False if that is not supported."""
+    """Swap two files or folders atomically with Linux's renameat2; return False if that is not supported."""
     at_fdcwd, rename_exchange = -100, 2  # from fcntl.h and stdio.h
     libc = ctypes.CDLL(None, use_errno=True)
     if not hasattr(libc, "renameat2"):
         return False
     if libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0:
         return True
-    # The file system does not know it, the kernel neither, or a sandbox or an overlay's lower layer forbids it.
+    # The file system or the kernel does not support it, or a sandbox or an overlay's lower layer forbids it.
     if (number := ctypes.get_errno()) in {errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP}:
         return False
     raise OSError(number, os.strerror(number), str(other))

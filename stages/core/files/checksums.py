@@ -1,7 +1,7 @@
-"""Record what each stage wrote, and refuse anything else: a schema cannot notice every changed byte.
+"""Record the checksums of each stage's outputs, and verify them: a schema cannot detect every changed byte.
 
 The list of a stage's outputs is a file that `sha256sum --check` reads in its own folder. It is written last, so it also
-marks that the stage ran to its end.
+shows that the stage finished.
 """
 
 import hashlib
@@ -42,12 +42,12 @@ class Outputs(NamedTuple):
         path = self.checksums
         if not path.exists():
             raise UserError(
-                f"{path} not found: stage '{self.stage}' has not run to its end; `dvc repro {self.stage}` runs it"
+                f"{path} not found: stage '{self.stage}' has not finished; `dvc repro {self.stage}` runs it"
             )
         content = path.read_bytes()
         _, _, lines = content.partition(b"\n")
         if content != self.seal(lines) + lines:
-            expected = "the stage and the checksum of the others"
+            expected = "the stage and the checksum of the other lines"
             raise UserError(f"{path} is damaged: its first line is not {expected}; {self.remedy(path)}")
         entries = (line.partition("  ") for line in lines.decode().splitlines())
         return {Path(os.path.normpath(path.parent / name)): checksum for checksum, _, name in entries}
@@ -62,7 +62,7 @@ class Outputs(NamedTuple):
         for given in inputs:
             expected = [file for file in recorded if file.is_relative_to(given)]
             if not expected:
-                raise UserError(f"{self.checksums} does not name {given}; {self.remedy(given)}")
+                raise UserError(f"{self.checksums} does not list {given}; {self.remedy(given)}")
             found = set(files_at(given)) - {self.checksums}
             for file in [*expected, *sorted(found.difference(expected))]:
                 if file not in found:
@@ -76,7 +76,7 @@ class Outputs(NamedTuple):
                 raise UserError(f"{file} {reason}; {self.remedy(given)}")
 
     def digest(self, *outputs: Path) -> str:
-        """Return one sha256 of all that the stage wrote, or of these files and folders."""
+        """Return one sha256 of everything that the stage wrote, or of these files and folders."""
         files = [
             f"{checksum}  {file.as_posix()}"
             for file, checksum in self.read().items()
@@ -85,14 +85,14 @@ class Outputs(NamedTuple):
         return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
     def remedy(self, path: Path) -> str:
-        """Return the sentence that says how to get a damaged file back."""
-        again = f"`dvc repro --force {self.stage}` makes it anew"
-        return f"remove it and `dvc checkout {path}` brings it back, or {again}"
+        """Return the part of a message that says how to restore a damaged file."""
+        again = f"`dvc repro --force {self.stage}` writes it again"
+        return f"remove it and `dvc checkout {path}` restores it, or {again}"
 
     def note_time(self) -> None:
         """Note the seconds since this process began to import the stage.
 
-        A time never repeats, so it is not an output, and no stage depends on it.
+        Times differ between runs, so they are not an output, and no stage depends on them.
         """
         seconds = time.time() - STARTED
         note = {"seconds": round(seconds, 1), "wrote": self.digest()}

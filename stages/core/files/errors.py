@@ -24,34 +24,34 @@ class TemporaryError(UserError):
 
 
 def did_you_mean(name: str, allowed: list[str]) -> str:
-    """Return the question that names the most similar allowed name; an empty text if none is similar."""
+    """Return a question that suggests the most similar allowed name, or an empty string if none is similar."""
     near = get_close_matches(name, allowed, n=1)
     return f", did you mean '{near[0]}'?" if near else ""
 
 
 def redact(text: str) -> str:
-    """Return the text without what the URLs in it may keep secret: user, password and query."""
+    """Return the text without the parts of its URLs that may be secret: user, password and query."""
     text = re.sub(r"://\S*@", "://***@", text)
-    # A secret may hold any character but a blank. What follows the URL in a sentence is kept.
+    # A secret may contain any character except white space. Punctuation that follows the URL in a sentence is kept.
     return re.sub(r"(://[^\s?#]*)[?#]\S*?(['\"]?[)\]},.:;]*(?:\s|$))", r"\1?***\2", text)
 
 
-# PyTorch has no exception types of its own for what the machine cannot do, only these texts.
+# PyTorch has no exception types for the limits of a machine, so these texts identify them.
 MACHINE = {
-    "out of memory|allocate memory": "out of memory, a smaller batch_size takes less",
+    "out of memory|allocate memory": "out of memory, try a smaller batch_size",
     r"C\+\+ compile|working triton installation": "machine.compile needs g++, Python's headers and, on a GPU, Triton",
     "Connection closed by peer|Connection reset by peer": "another process of this training run has ended",
-    "create a primitive": "this processor cannot compute that in bfloat16, but with precision: float32",
+    "create a primitive": "this processor does not support bfloat16 here, set precision: float32",
 }
 
 
 @contextmanager
 def report_errors(program: str) -> Iterator[None]:
-    """End the process with one clear message on a `UserError`, an `OSError`, ctrl-C or what the machine cannot do.
+    """End the process with one clear message on a `UserError`, an `OSError`, ctrl-C or a limit of the machine.
 
     Bugs keep their traceback.
     """
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # It is ignored in a background process.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # A background process ignores ctrl-C.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield

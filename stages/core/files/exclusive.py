@@ -9,9 +9,9 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold an exclusive lock on `path`, which ends with this process at the latest; its holder may remove the file.
+    """Hold an exclusive lock on `path`, at most until this process ends; its holder may remove the file.
 
-    Raises `BlockingIOError` if another process holds it, unless told to wait.
+    Raises `BlockingIOError` if another process holds it, unless `wait` is true.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
@@ -25,7 +25,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 
 def is_main_process() -> bool:
-    """Return whether this process has rank 0 of those that torchrun started, or is the only one."""
+    """Return whether this process has rank 0 among those that torchrun started, or is the only one."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -38,6 +38,7 @@ def exclusive(stage: str) -> Iterator[None]:
             try:
                 stack.enter_context(locked(path))
             except BlockingIOError:
-                print(f"{stage}: waiting for another process of it (`pgrep -f stages.{stage}` finds it)", flush=True)
+                found_by = f"`pgrep -f stages.{stage}` finds it"
+                print(f"{stage}: waiting for another process that runs this stage ({found_by})", flush=True)
                 stack.enter_context(locked(path, wait=True))
         yield

@@ -1,4 +1,4 @@
-"""Name every file that the stages exchange; no other module of a stage spells a path below `artifacts/`."""
+"""Name every file that the stages exchange; no other module of a stage contains a path below `artifacts/`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""State the rules for the tables about a model, as pandera schemas; those about the data are in data/schemas.py."""
+"""Define pandera schemas for the tables about a model; those for the data are in data/schemas.py."""
 
 import pandera.polars as pa
 import polars as pl
@@ -53,15 +53,15 @@ def per_class() -> pa.DataFrameSchema:
 
 
 def finite_and_not_negative(data: pa.PolarsData) -> pl.LazyFrame:
-    """Check each value."""
+    """Check that each value is finite and not negative."""
     return data.lazyframe.select(pl.col(data.key).is_finite() & (pl.col(data.key) >= 0))
 
 
 def counts_from_one(data: pa.PolarsData) -> pl.LazyFrame:
-    """Compare each value with the number of its row, from 1."""
+    """Check that the values number the rows from 1."""
     return data.lazyframe.select(pl.col(data.key) == pl.int_range(1, pl.len() + 1))
 
 
 def counts_from_zero(data: pa.PolarsData) -> pl.LazyFrame:
-    """Compare each value with the number of its row, from 0."""
+    """Check that the values number the rows from 0."""
     return data.lazyframe.select(pl.col(data.key) == pl.int_range(pl.len()))

@@ -1,4 +1,4 @@
-"""Read and write tables and JSON files; tables are validated both times."""
+"""Read and write tables and JSON files; tables are validated in both directions."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def list_violations(errors: SchemaErrors) -> list[str]:
     for (column, check), rows in cases.group_by("column", "check", maintain_order=True):
         where = f"column '{column}'" if column else "table"
         found = [
-            # Polars appends its plan to an error.
+            # Polars appends its query plan to an error.
             ("" if row["index"] is None else f"row {row['index']}: ") + str(row["failure_case"]).split("\n")[0]
             for row in rows.head(SHOWN).iter_rows(named=True)
         ]
@@ -39,7 +39,7 @@ def list_violations(errors: SchemaErrors) -> list[str]:
 
 
 def write_table(table: pl.DataFrame, path: Path, schema: DataFrameSchema) -> None:
-    """Save as CSV or Parquet, by the suffix of `path`."""
+    """Validate a table and save it as CSV or Parquet, depending on the suffix of `path`."""
     validate(table, schema, path)
     buffer = io.BytesIO()  # Polars does not distinguish a full disk from other errors.
     if path.suffix == ".csv":
@@ -66,7 +66,7 @@ def read_table(path: Path, schema: DataFrameSchema) -> pl.DataFrame:
 
 
 def write_json(values: dict[str, Any], path: Path) -> None:
-    """Save as JSON with a key on each line; raise `ValueError` for a number that is not finite."""
+    """Save values as JSON, one key per line; raise `ValueError` for a number that is not finite."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 

@@ -181,14 +181,14 @@ WRONG = [
     (
         "recipe",
         "convnte",
-        f"known are {RECIPES}, did you mean 'convnet'?",
+        f"must be one of {RECIPES}, did you mean 'convnet'?",
     ),
     (
         "recipe",
         "zzz",
-        f"known are {RECIPES}",
+        f"must be one of {RECIPES}",
     ),
-    ("dataset", "fashion_mnist", "known are mnist, fashion-mnist, did you mean 'fashion-mnist'?"),
+    ("dataset", "fashion_mnist", "must be one of mnist, fashion-mnist, did you mean 'fashion-mnist'?"),
 ]
 
 
@@ -243,7 +243,7 @@ def test_missing_defaults_are_reported_without_what_they_would_have_completed(
 def test_missing_key_that_has_no_default(tmp_path: Path, content: dict[str, Any], field: str) -> None:
     set_field(content, field, MISSING)
     write_params(content, tmp_path)
-    line = f"  {field}: is missing, and recipe_defaults does not state it"
+    line = f"  {field}: is missing, and recipe_defaults does not set it"
     assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [line]
 
 
@@ -281,7 +281,7 @@ def test_early_stopping_goes_with_a_constant_rate_alone(tmp_path: Path, content:
     write_params(content, tmp_path)
     assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [
         "  recipes.convnet: regularization.patience (2) would stop before schedule 'one_cycle' has brought the rate"
-        " down; allowed is patience 0 or schedule 'constant'"
+        " down; allowed: patience 0 or schedule 'constant'"
     ]
     set_field(content, "recipes.convnet.schedule", {"name": "constant"})
     write_params(content, tmp_path)
@@ -335,12 +335,12 @@ def test_no_yaml(tmp_path: Path, text: str, reason: str) -> None:
 @pytest.mark.parametrize(
     ("text", "line", "found"),
     [
-        ("seed: &one 1\nrecipe: *one\n", 2, "found an alias, '*one'; allowed is the value itself"),
-        ("seed: *one\n", 1, "found an alias, '*one'; allowed is the value itself"),
+        ("seed: &one 1\nrecipe: *one\n", 2, "found an alias, '*one'; allowed: the value itself"),
+        ("seed: *one\n", 1, "found an alias, '*one'; allowed: the value itself"),
         ("seed: !!python/object:os.system {}\n", 1, "found a tag, 'tag:yaml.org,2002:python/object:os.system'"),
-        ("\nseed: !!int one\n", 2, "found a tag, 'tag:yaml.org,2002:int'; allowed are plain values"),
+        ("\nseed: !!int one\n", 2, "found a tag, 'tag:yaml.org,2002:int'; allowed: plain values"),
         ("seed: " + "[" * 100_000, 1, "nested more than 16 deep"),
-        ("seed: 0x" + "f" * 4000, 1, "found a value of 4,002 characters, allowed are 2,000"),
+        ("seed: 0x" + "f" * 4000, 1, "found a value of 4,002 characters, allowed: at most 2,000"),
     ],
     ids=["alias", "undefined alias", "object", "integer", "nested", "long"],
 )

@@ -130,7 +130,7 @@ def test_a_split_without_a_class_is_reported() -> None:
 def test_a_share_out_of_bounds_is_reported_with_bounds_that_would_do() -> None:
     uneven = table("0001", "01", "01111111")
     assert refused_classes(uneven, 0.2, 0.8) == [
-        "params.yaml: normalize.class_share: allowed are 0.2 to 0.8, raw has:",
+        "params.yaml: normalize.class_share: shares must be 0.2 to 0.8, raw has:",
         "  test: class 'cat' has 0.1250",
         "  test: class 'dog' has 0.8750",
         "  `min: 0.125` and `max: 0.875` there would allow it",
@@ -233,7 +233,7 @@ def test_an_array_that_does_not_fit_the_spec_and_the_table(
     other = change(np.load(split_array(split)))
     write_array(split_array(split), other.shape, dtype, [other])
     found = f"{np.dtype(dtype)} {[*other.shape]}"
-    assert refused(split) == f"{split_array(split)} holds {found}, expected is uint8 {[SIZES[split], *SHAPE]}"
+    assert refused(split) == f"{split_array(split)} holds {found}, expected uint8 {[SIZES[split], *SHAPE]}"
 
 
 @pytest.mark.usefixtures("stored")

@@ -56,23 +56,23 @@ def test_a_change_of_the_map_does_not_reach_the_file(path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(4, 1, 4, 3), (6, 1, 4, 3), (5, 1, 3, 4), (5, 4, 3), (60,), (5, 3, 4, 3)])
 def test_another_shape(path: Path, shape: tuple[int, ...]) -> None:
-    assert refused(path, shape) == f"holds uint8 [5, 1, 4, 3], expected is uint8 {[*shape]}"
+    assert refused(path, shape) == f"holds uint8 [5, 1, 4, 3], expected uint8 {[*shape]}"
 
 
 @pytest.mark.parametrize("dtype", ["int8", "int16", "float32"])
 def test_another_dtype(path: Path, dtype: str) -> None:
-    assert refused(path, dtype=dtype) == f"holds uint8 [5, 1, 4, 3], expected is {dtype} [5, 1, 4, 3]"
+    assert refused(path, dtype=dtype) == f"holds uint8 [5, 1, 4, 3], expected {dtype} [5, 1, 4, 3]"
 
 
 def test_another_byte_order(tmp_path: Path) -> None:
     array = np.arange(5, dtype=">i2")
     write_array(tmp_path / "array.npy", (5,), ">i2", [array])
-    assert refused(tmp_path / "array.npy", (5,), "<i2") == "holds >i2 [5], expected is int16 [5]"
+    assert refused(tmp_path / "array.npy", (5,), "<i2") == "holds >i2 [5], expected int16 [5]"
 
 
 def test_values_in_the_order_of_columns(path: Path) -> None:
     np.save(path, np.asfortranarray(ARRAY))
-    assert refused(path) == "is damaged: its values are in another order"
+    assert refused(path) == "is damaged: its values are not stored row by row"
 
 
 def test_a_truncated_file(path: Path) -> None:

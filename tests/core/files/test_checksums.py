@@ -72,7 +72,7 @@ def test_a_folder_for_a_file_and_a_file_for_the_folder_of_the_list(recorded: Pat
     MAKE.checksums.unlink()
     FOLDER.rmdir()
     FOLDER.touch()
-    assert refused(FOLDER).startswith(f"{MAKE.checksums} not found: stage 'make' has not run to its end")
+    assert refused(FOLDER).startswith(f"{MAKE.checksums} not found: stage 'make' has not finished")
 
 
 def test_a_file_for_a_folder_whose_list_lies_elsewhere(recorded: Path) -> None:
@@ -96,12 +96,12 @@ def test_checksums_that_are_missing_or_damaged(recorded: Path) -> None:
         path.write_bytes(damaged)
         assert refused(FILE).startswith(f"{path} is damaged")
     path.unlink()
-    assert refused(FILE).startswith(f"{path} not found: stage 'make' has not run to its end")
+    assert refused(FILE).startswith(f"{path} not found: stage 'make' has not finished")
 
 
 def test_a_file_that_its_stage_did_not_record(recorded: Path) -> None:
     MAKE.record(FOLDER)
-    assert refused(FILE).startswith(f"{MAKE.checksums} does not name {FILE}; ")
+    assert refused(FILE).startswith(f"{MAKE.checksums} does not list {FILE}; ")
 
 
 def test_the_digest_is_of_everything(recorded: Path) -> None:

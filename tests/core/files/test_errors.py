@@ -18,7 +18,7 @@ from tests.conftest import PROJECT
         (UserError("the reason"), 1, "the reason"),
         (TemporaryError("the network"), os.EX_TEMPFAIL, "the network"),
         (FileNotFoundError(2, "No such file", "a.yaml"), 1, "[Errno 2] No such file: 'a.yaml'"),
-        (RuntimeError("CUDA out of memory."), 1, "out of memory, a smaller batch_size takes less: CUDA out of memory."),
+        (RuntimeError("CUDA out of memory."), 1, "out of memory, try a smaller batch_size: CUDA out of memory."),
     ],
 )
 def test_an_error_is_one_message(error: Exception, code: int, message: str, capsys: pytest.CaptureFixture[str]) -> None:
