@@ -4,7 +4,7 @@ import time
 
 from stages.core.machine import interrupt, threads
 
-STARTED = time.time()  # Seconds since the epoch; the imports of a stage, which take longest, come after it.
+STARTED = time.time()  # Seconds since the epoch, read before a stage's imports, which take longest.
 
 interrupt.exit_on_interrupt_while_importing()
 threads.set_spin_count()  # It must be set before any stage loads torch.

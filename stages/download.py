@@ -2,8 +2,8 @@
 
 Reads the sources that params.yaml lists, in order, until one has delivered all four files.
 Writes artifacts/raw/DATASET/, uncompressed.
-Fails when every source failed (each with its reason), when a delivered file does not have the checksum that params.yaml
-states, or when a label is unknown.
+Fails when every source fails (the message gives each one's reason), when a delivered file does not have the checksum
+that params.yaml states, or when a label is unknown.
 """
 
 import polars as pl
@@ -22,7 +22,7 @@ from stages.core.files.tables import validate
 def main() -> None:
     params = load_params()
     dataset, target = params.chosen_dataset, raw_folder(params.dataset)
-    for leftover in RAW.glob("*.partial"):  # A killed download of another data set may have left it.
+    for leftover in RAW.glob("*.partial"):  # A download of another data set that was killed may have left it.
         remove(leftover)
     with replacing(target) as folder:
         folder.mkdir()
@@ -31,7 +31,7 @@ def main() -> None:
             labels = pl.DataFrame({"label": read_raw(folder, split).labels})
             validate(labels, raw_labels(len(dataset.classes)), target)
     download_outputs(params.dataset).record(target)
-    print(f"download: {params.dataset} from {source}, 4 files with the right sha256 in {target}")
+    print(f"download: {params.dataset} from {source}, 4 files with the expected checksums in {target}")
 
 
 if __name__ == "__main__":

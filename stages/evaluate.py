@@ -28,7 +28,7 @@ from stages.core.nets.checkpoint import load_model
 
 
 def tabulate(logits_NK: Tensor, labels_N: Tensor) -> pl.DataFrame:
-    """Return one row per example: its label, the prediction, and the probability that the model gives it."""
+    """Return one row per example: its label, the prediction, and the probability that the model assigns to it."""
     confidence_N, prediction_N = logits_NK.double().softmax(1).max(1)
     return pl.DataFrame(
         {
@@ -47,7 +47,7 @@ def main() -> None:
     model, manifest = load_model()
     if manifest.data_sha256 != layout.NORMALIZE.digest(layout.NORMALIZED):
         raise UserError(
-            f"{layout.MODEL} was trained on other data than those in {layout.NORMALIZED}; `dvc repro` trains it anew"
+            f"{layout.MODEL} was not trained on the data in {layout.NORMALIZED}; `dvc repro` trains it again"
         )
     test, device = read_dataset().read("test"), pick_device(params.machine.device)
     inputs, labels_N = torch.from_numpy(test.inputs), torch.from_numpy(test.labels)
@@ -79,7 +79,7 @@ def main() -> None:
     print(
         f"evaluate: accuracy {overall['accuracy']:.2%} ({low:.2%} to {high:.2%}),"
         f" recall {overall['recall']:.4f}, F1 {overall['f1']:.4f} on {len(labels_N):,} test images;"
-        f" unsure of {unsure:,}, wrong in {sure_errors:,} of the others"
+        f" {unsure:,} predictions unsure, {sure_errors:,} of the others wrong"
     )
 
 

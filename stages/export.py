@@ -36,14 +36,14 @@ class WithProbabilities(nn.Module):
 
 
 def to_onnx(model: nn.Module, manifest: Manifest, opset: int) -> onnx.ModelProto:
-    """Return the model as a checked ONNX graph with a dynamic batch, with what is needed to use it in its metadata."""
+    """Return the model as a checked ONNX graph with a dynamic batch, and with all that its users need as metadata."""
     spec = manifest.spec
-    # The exporter would take a batch of one for a constant.
+    # With a batch of one, the exporter would treat the batch size as a constant.
     example = torch.zeros((2, *spec.shape), dtype=getattr(torch, spec.dtype))
     with torch.no_grad(), warnings.catch_warnings():
-        # PyTorch's exporter warns of its own use of deprecated functions,
+        # PyTorch's exporter warns about its own use of deprecated functions,
         warnings.simplefilter("ignore", (DeprecationWarning, FutureWarning))
-        # and that an LSTM keeps its weights twice.
+        # and about an LSTM's weights, which the module holds twice.
         warnings.filterwarnings("ignore", r"The tensor attributes? .*_flat_weights", UserWarning)
         program = torch.onnx.export(
             WithProbabilities(model).eval(),
@@ -67,13 +67,13 @@ def to_onnx(model: nn.Module, manifest: Manifest, opset: int) -> onnx.ModelProto
     }
     onnx.helper.set_model_props(graph, metadata)
     onnx.checker.check_model(graph, full_check=True)
-    # PyTorch's exporter fixes it, silently, if the model's code uses its size as a number.
+    # PyTorch's exporter silently makes the batch size constant if the model's code uses it as a number.
     assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param, "the exported batch is not dynamic"
     return graph
 
 
 def strip_debug_info(graph: onnx.ModelProto) -> None:
-    """Remove what the exporter records of this machine (paths, stack traces), so that equal models are equal files."""
+    """Remove what the exporter records about this machine (paths, stack traces): equal models must be equal files."""
     for item in (*graph.graph.node, *graph.graph.value_info, *graph.graph.initializer):
         item.ClearField("metadata_props")
         item.ClearField("doc_string")

@@ -1,4 +1,4 @@
-"""Divide the data set into splits of raw tensors, and specify what an example is.
+"""Divide the data set into splits of raw tensors, and write the spec of its examples.
 
 Reads artifacts/raw/DATASET/.
 Writes artifacts/normalized/: a uint8 .npy file per split, examples.parquet with one row per example, spec.json;
@@ -29,7 +29,7 @@ from stages.core.machine.provenance import made_from
 
 
 def tabulate(raw: RawSplit, first_id: int) -> pl.DataFrame:
-    """Return one row for each example: its id, label, file, checksum and what its kind records about it."""
+    """Return one row for each example: its id, label, file, checksum and the columns that its kind adds."""
     return pl.concat(
         pl.DataFrame({
             "label": raw.labels[start : start + len(part)].astype(np.int64),
@@ -50,7 +50,7 @@ def divide(train: pl.DataFrame, test: pl.DataFrame, share: float, seed: int) -> 
 
 
 def read_validated(folder: Path, split: str, num_classes: int) -> RawSplit:
-    """Return a split of the raw data set, its labels validated."""
+    """Return a split of the raw data set after validating its labels."""
     raw = read_raw(folder, split)
     validate(pl.DataFrame({"label": raw.labels}), schemas.raw_labels(num_classes), folder)
     return raw

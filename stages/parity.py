@@ -1,4 +1,4 @@
-"""Prove that the exported file computes what the evaluated model computes.
+"""Verify that the exported file gives the same answers as the evaluated model.
 
 Reads artifacts/onnx/model.onnx, artifacts/model/, artifacts/normalized/ and the predictions of the evaluation.
 Writes artifacts/metrics/parity.json, the figures by which runs are compared, and artifacts/details/parity.json, the
@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 class Comparison(NamedTuple):
-    """Hold how a runtime's answers differ from PyTorch's for the same inputs."""
+    """Hold the differences between a runtime's answers and PyTorch's for the same inputs."""
 
     max_abs_diff: float  # of the logits
     different_labels: int  # beyond near-ties
@@ -49,7 +49,7 @@ class Comparison(NamedTuple):
 
 
 def count_labels(labels_N: Tensor, pytorch_NK: Tensor, tolerance: float) -> tuple[int, int]:
-    """Count the labels that differ from PyTorch's, and apart from them the near-ties, within `tolerance` of a logit."""
+    """Count the labels that differ from PyTorch's, near-ties (logits within `tolerance` of the best) separately."""
     best_N, given_N = pytorch_NK.max(1).values, pytorch_NK.gather(1, labels_N.unsqueeze(1)).squeeze(1)
     differs_N = labels_N != pytorch_NK.argmax(1)
     near_ties = int((differs_N & (best_N - given_N <= tolerance)).sum())
@@ -57,7 +57,7 @@ def count_labels(labels_N: Tensor, pytorch_NK: Tensor, tolerance: float) -> tupl
 
 
 def compare(onnx_NK: Tensor, pytorch_NK: Tensor, tolerance: float) -> Comparison:
-    """Compare logits float32 [N, K]; one that is not finite counts as the largest difference there is."""
+    """Compare logits float32 [N, K]; one that is not finite counts as the largest possible difference."""
     diff_NK = (onnx_NK - pytorch_NK).abs().nan_to_num(nan=torch.finfo(torch.float32).max)
     return Comparison(diff_NK.max().item(), *count_labels(onnx_NK.argmax(1), pytorch_NK, tolerance))
 
@@ -76,9 +76,9 @@ def run_pytorch(model: nn.Module, inputs: NDArray[np.generic]) -> Tensor:
 def compare_on_inputs(
     onnx_model: OnnxModel, model: nn.Module, test: Split, pytorch_NK: Tensor, *, knobs: Parity, seed: int
 ) -> tuple[dict[str, Comparison], Tensor]:
-    """Compare the two on the test split at every batch size and on adversarial inputs, by the name of the input.
+    """Compare the two models on the test split at every batch size and on adversarial inputs.
 
-    Also return ONNX Runtime's logits for the test split.
+    Return the comparisons by the name of the input, and ONNX Runtime's logits for the test split.
     """
     comparisons, console = {}, Console()
     # A batch is never larger than the split.
@@ -101,7 +101,7 @@ def summarize(
     evaluated_N: Tensor,
     tolerance: float,
 ) -> dict[str, Any]:
-    """Return the figures of the proof."""
+    """Return the figures of the comparison."""
     on_test = [comparison for name, comparison in comparisons.items() if name.startswith("batch_")]
     logits = {"onnx": onnx_NK, "pytorch": pytorch_NK}
     return {
@@ -125,11 +125,11 @@ def reasons_against(figures: dict[str, Any], tolerance: float) -> list[str]:
     if figures["max_abs_diff"] > tolerance:
         by_input = figures["max_abs_diff_by_input"]
         worst = max(by_input, key=lambda name: float(by_input[name]))
-        reasons.append(f"logits differ by {figures['max_abs_diff']:.2e} ({worst}), allowed is {tolerance:.2e}")
+        reasons.append(f"logits differ by {figures['max_abs_diff']:.2e} ({worst}), allowed: at most {tolerance:.2e}")
     if figures["different_labels"]:
         reasons.append(f"{figures['different_labels']} labels differ")
     if figures["changed_since_evaluation"]:
-        reasons.append(f"{figures['changed_since_evaluation']} predictions are not those of {layout.PREDICTIONS}")
+        reasons.append(f"{figures['changed_since_evaluation']} predictions differ from those in {layout.PREDICTIONS}")
     return reasons
 
 
@@ -173,14 +173,13 @@ def main() -> None:
     write_json({"proven": not reasons, **figures, "made_from": made}, layout.PARITY_DETAILS)
     if reasons:
         raise UserError(
-            f"{layout.ONNX} does not compute what {layout.MODEL} computes: {'; '.join(reasons)};"
-            f" see {layout.PARITY_DETAILS}"
+            f"{layout.ONNX} does not match {layout.MODEL}: {'; '.join(reasons)}; see {layout.PARITY_DETAILS}"
         )
     layout.PARITY.record(layout.PARITY_METRICS, layout.PARITY_DETAILS)
     sizes = ", ".join(name.removeprefix("batch_") for name in comparisons if name.startswith("batch_"))
     print(
         f"parity: ONNX Runtime and PyTorch agree on {len(labels_N):,} images at batch sizes {sizes};"
-        f" largest difference {figures['max_abs_diff']:.1e}, {tolerance_used:.1%} of what is allowed"
+        f" largest difference {figures['max_abs_diff']:.1e}, {tolerance_used:.1%} of the tolerance"
     )
 
 

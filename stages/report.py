@@ -1,9 +1,9 @@
-"""Show people what the run produced, in a page and a model card.
+"""Present the results of the run as a web page and a model card.
 
 Reads what all other stages wrote, and the baseline's metrics in artifacts/baseline/DATASET/ if they are there.
-Writes artifacts/report/index.html (one file, no network) and artifacts/report/MODEL_CARD.md. What another run would not
-repeat (times, the last commit's metrics) goes to artifacts/report/local.js, which is not an output of the stage: the
-page shows it if it lies beside the page and belongs to the same model.
+Writes artifacts/report/index.html (one file, no network) and artifacts/report/MODEL_CARD.md. Values that differ between
+runs (times, the last commit's metrics) go to artifacts/report/local.js, which is not an output of the stage: the page
+shows them if the file lies beside it and belongs to the same model.
 Fails when a file is not what its stage wrote.
 """
 

@@ -1,13 +1,13 @@
 """Train the network of the chosen recipe.
 
 Reads artifacts/normalized/.
-Writes artifacts/model/: model.pt, the weights of the epoch of the lowest validation loss, and manifest.json, which
+Writes artifacts/model/: model.pt, the weights of the epoch with the lowest validation loss, and manifest.json, which
 describes them; artifacts/plots/history.csv, one row per epoch; artifacts/metrics/validation.json, the scores by which
-training runs are chosen. While it runs: artifacts/live/ for DVCLive's viewers, and artifacts/checkpoints/, from which a
-run that was killed is resumed.
+training runs are compared. While it runs: artifacts/live/ for DVCLive's viewers, and artifacts/checkpoints/, from which
+a run that was killed can be resumed.
 Fails when the loss is not finite, the device is missing or one of several processes dies.
 
-`machine.processes` in params.yaml, or torchrun, makes it several processes that share each batch.
+With `machine.processes` in params.yaml, or under torchrun, several processes share each batch.
 
 Shape suffixes: N examples, K classes.
 """
@@ -50,7 +50,7 @@ Weights = dict[str, Tensor]
 
 
 def best_row(rows: list[Row]) -> Row:
-    """Return the first row of the lowest validation loss; accuracies of good epochs differ by chance."""
+    """Return the first row with the lowest validation loss; the accuracies of good epochs differ only by chance."""
     return min(rows, key=lambda row: row["validation_loss"])
 
 
@@ -66,8 +66,8 @@ def check_finite(row: Row, params: Params) -> None:
     if not isfinite(row["train_loss"] + row["validation_loss"]):
         raise UserError(
             f"epoch {row['epoch']} ended with a loss of {row['train_loss']} and a validation loss of"
-            f" {row['validation_loss']}; params.yaml: recipes.{params.recipe}.optimizer.lr is"
-            f" {params.chosen_recipe.optimizer.lr}, a lower one may keep them finite"
+            f" {row['validation_loss']}; lower recipes.{params.recipe}.optimizer.lr in params.yaml,"
+            f" now {params.chosen_recipe.optimizer.lr}"
         )
 
 
@@ -75,8 +75,8 @@ def tune_process(device: torch.device) -> None:
     """Change settings of the whole process that make training on `device` faster."""
     keep_freed_memory()
     if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")  # TF32, where a recipe is in float32.
-        torch.backends.cudnn.benchmark = True  # All batches have one shape, so the fastest kernel is searched once.
+        torch.set_float32_matmul_precision("high")  # Allow TF32 for recipes in float32.
+        torch.backends.cudnn.benchmark = True  # All batches have the same shape, so one search per kernel is enough.
 
 
 def describe_environment(params: Params, device: torch.device) -> str:
@@ -101,7 +101,7 @@ def restore_checkpoint(state: TrainState, checkpoint: Path | None) -> tuple[list
 def train_to_the_end(
     params: Params, state: TrainState, train: Examples, validation: Examples, checkpoint: Path | None
 ) -> tuple[list[Row], Weights]:
-    """Train all epochs that are left; return the whole history and the weights of the best epoch."""
+    """Train the remaining epochs; return the whole history and the weights of the best epoch."""
     recipe, device = params.chosen_recipe, next(state.model.parameters()).device
     steps = count_steps(recipe, train.size)
     with show_progress(recipe, steps, train.size) if is_main_process() else nullcontext() as progress:
@@ -177,7 +177,7 @@ def write_model(params: Params, spec: Spec, rows: list[Row], weights: Weights, v
 
 
 def run(params: Params, device: torch.device) -> None:
-    """Train in this process, alone or as one of a process group, and let the first one write the results."""
+    """Train in this process, alone or as one of a process group, and write the results in the first one."""
     layout.NORMALIZE.verify(layout.NORMALIZED)
     dataset = read_dataset()
     train, validation = (as_tensors(dataset.read(split)) for split in ("train", "validation"))
@@ -185,7 +185,7 @@ def run(params: Params, device: torch.device) -> None:
 
     torch.manual_seed(params.seed)
     model = build_model(recipe.model, dataset.spec).to(device).to(memory_format=torch.channels_last)
-    if dist.is_initialized() and device.type == "cuda":  # Elsewhere each process has its own batch statistics.
+    if dist.is_initialized() and device.type == "cuda":  # On a CPU each process keeps its own batch statistics.
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     state = create_state(recipe, model, recipe.epochs * count_steps(recipe, train.size))
 
@@ -198,7 +198,7 @@ def run(params: Params, device: torch.device) -> None:
     with resume.claim_checkpoint(key) if is_main_process() else nullcontext() as checkpoint:
         rows, weights = train_to_the_end(params, state, train, validation, checkpoint)
         if dist.is_initialized():
-            dist.barrier()  # Nothing is written unless all processes have come this far.
+            dist.barrier()  # Nothing is written unless every process gets this far.
         if is_main_process():
             write_model(params, dataset.spec, rows, weights, validation)
 

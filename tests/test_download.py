@@ -97,7 +97,7 @@ def test_folder(workspace: Path, tiny_idx: Path, capsys: pytest.CaptureFixture[s
     assert_is_downloaded(tiny_idx)
     assert (
         capsys.readouterr().out
-        == f"download: tiny from url {tiny_idx}, 4 files with the right sha256 in artifacts/raw/tiny\n"
+        == f"download: tiny from url {tiny_idx}, 4 files with the expected checksums in artifacts/raw/tiny\n"
     )
 
 
@@ -133,7 +133,7 @@ def test_second_source(
     download.main()
     assert_is_downloaded(tiny_idx)
     failed, done = capsys.readouterr().out.splitlines()
-    assert failed.startswith("download: url /no/such/folder failed, /no/such/folder: [Errno 2] No such file")
+    assert failed.startswith("download: url /no/such/folder failed: /no/such/folder: [Errno 2] No such file")
     assert done.startswith(f"download: tiny from url {tiny_idx}, ")
 
 
@@ -178,7 +178,7 @@ def test_every_source_failing(workspace: Path, params: dict[str, Any], monkeypat
     port = closed_port()
     set_urls(params, "/no/such/folder", "carrier-pigeon://roof", f"http://127.0.0.1:{port}")
     headline, *reasons = refused().splitlines()
-    assert headline == "no source has delivered the data set:"
+    assert headline == "no source delivered the data set:"
     folder, protocol, http = reasons
     assert folder.startswith("  url /no/such/folder: ")
     assert "No such file or directory" in folder
@@ -287,5 +287,5 @@ def test_program_ends_with_one_clear_message(
         download.main()
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith(
-        "download: error: no source has delivered the data set:\n  url /no/such/folder: "
+        "download: error: no source delivered the data set:\n  url /no/such/folder: "
     )

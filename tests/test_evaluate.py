@@ -131,7 +131,7 @@ def test_a_class_without_any_test_image_is_an_error(before: Path) -> None:
     assert not layout.METRICS.exists()
 
 
-OTHER_DATA = r"^artifacts/model/model\.pt was trained on other data than those in artifacts/normalized; `dvc repro`"
+OTHER_DATA = r"^artifacts/model/model\.pt was not trained on the data in artifacts/normalized; `dvc repro`"
 
 
 def test_a_model_of_other_data_is_an_error(before: Path) -> None:

@@ -185,7 +185,7 @@ def test_a_class_share_out_of_bounds_is_reported(workspace: Path, params: dict[s
     labels[1] = 3
     write_raw(test=(images, labels))
     assert refused().split("\n") == [
-        "params.yaml: normalize.class_share: allowed are 0.05 to 0.2, artifacts/raw/tiny has:",
+        "params.yaml: normalize.class_share: shares must be 0.05 to 0.2, artifacts/raw/tiny has:",
         "  test: class 'three' has 0.2100",
         "  test: class '4' has 0.0100",
         "  `min: 0.01` and `max: 0.21` there would allow it",

@@ -100,7 +100,7 @@ def test_one_changed_weight_is_found(ready: Path, name: str) -> None:
     weight.CopyFrom(onnx.numpy_helper.from_array(values, name))
     onnx.save(model, layout.ONNX)
     layout.EXPORT.record(layout.ONNX)
-    with pytest.raises(UserError, match=r"^artifacts/onnx/model\.onnx does not compute .*: logits differ by"):
+    with pytest.raises(UserError, match=r"^artifacts/onnx/model\.onnx does not match .*: logits differ by"):
         parity.main()
     report = read_report()
     assert report["proven"] is False
@@ -145,7 +145,7 @@ def test_changed_predictions_are_found(ready: Path) -> None:
     )
     write_table(changed, layout.PREDICTIONS, schema)
     layout.EVALUATE.record(layout.PREDICTIONS)
-    with pytest.raises(UserError, match=r"3 predictions are not those of artifacts/plots/predictions\.csv"):
+    with pytest.raises(UserError, match=r"3 predictions differ from those in artifacts/plots/predictions\.csv"):
         parity.main()
     assert read_report()["changed_since_evaluation"] == 3
 
@@ -195,7 +195,7 @@ def test_inputs_that_do_not_fit_the_table_are_an_error(ready: Path) -> None:
     inputs = read_dataset().read("test").inputs[:60].copy()
     write_array(layout.split_array("test"), inputs.shape, inputs.dtype, [inputs])
     layout.NORMALIZE.record(layout.NORMALIZED)
-    expected = r"^artifacts/normalized/test\.npy holds uint8 \[60, 1, 28, 28\], expected is uint8 \[100, 1, 28, 28\]$"
+    expected = r"^artifacts/normalized/test\.npy holds uint8 \[60, 1, 28, 28\], expected uint8 \[100, 1, 28, 28\]$"
     with pytest.raises(UserError, match=expected):
         parity.main()
 
@@ -230,10 +230,10 @@ def test_a_logit_that_is_not_finite_is_a_difference(value: float) -> None:
 
 def test_every_reason_is_named() -> None:
     assert parity.reasons_against(REPORT, 1e-6) == []
-    assert parity.reasons_against(REPORT, 9e-7) == ["logits differ by 1.00e-06 (noise), allowed is 9.00e-07"]
+    assert parity.reasons_against(REPORT, 9e-7) == ["logits differ by 1.00e-06 (noise), allowed: at most 9.00e-07"]
     assert parity.reasons_against(REPORT | {"different_labels": 4, "changed_since_evaluation": 2}, 1e-4) == [
         "4 labels differ",
-        "2 predictions are not those of artifacts/plots/predictions.csv",
+        "2 predictions differ from those in artifacts/plots/predictions.csv",
     ]
 
 

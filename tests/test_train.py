@@ -433,7 +433,7 @@ def test_a_process_that_dies_stops_the_others(normalized: Path, params: dict[str
         ranks[1].kill()
         assert process.wait(timeout=30) != 0
     output = Path("train.log").read_text()
-    assert "train: error: process 1 was killed by SIGKILL, all 2 have been ended" in output
+    assert "train: error: process 1 was killed by SIGKILL, all 2 were stopped" in output
     assert "Traceback" not in output
     _, alive = psutil.wait_procs(ranks, timeout=5)
     assert alive == []

@@ -167,8 +167,8 @@ def bomb(levels: int = 40) -> str:
         ("seed: !!timestamp x", "line 1: found a tag"),
         ("? {a: 1}\n: 2", "found unhashable key"),
         ("\n".join(f"key{index}: 1" for index in range(5_000)), "and "),
-        ("x" * (1 << 21), "has 2,097,152 bytes, allowed are 1,048,576"),
-        ("seed: " + "x" * 1_000_000, "found a value of 1,000,000 characters, allowed are 2,000"),
+        ("x" * (1 << 21), "has 2,097,152 bytes, allowed: at most 1,048,576"),
+        ("seed: " + "x" * 1_000_000, "found a value of 1,000,000 characters, allowed: at most 2,000"),
     ],
     ids=["empty", "bomb", "itself", "merged", "nested", "keys", "digits", "tag", "key", "many", "large", "long"],
 )
@@ -249,7 +249,7 @@ def test_the_largest_networks(faults: Faults, model: str) -> None:
         try:
             # A convnet so deep does not take smaller images.
             spec = specify((1, 280, 280), [str(label) for label in range(256)], 0.5, 0.5, centre_ink=False)
-            with pytest.raises(UserError, match=r"weights, allowed are 250,000,000$"):
+            with pytest.raises(UserError, match=r"weights, allowed: at most 250,000,000$"):
                 build_model(largest(model), spec)
         finally:
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

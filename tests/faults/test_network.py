@@ -204,7 +204,7 @@ FAULTY = {  # whether another try may help, and what the message says
     "silent": (True, "Timeout on reading data from socket"),
     "stalled": (True, "Timeout on reading data from socket"),
     "dripping": (True, "a server must send 10,000 a second"),
-    "dripping_head": (True, "not done within 3 s"),
+    "dripping_head": (True, "not finished within 3 s"),
     "cut": (True, "Response payload is not completed"),
     "wrong": (False, "train-images-idx3-ubyte has sha256"),
     "page": (False, "train-images-idx3-ubyte has sha256"),
@@ -261,7 +261,7 @@ def test_exit_status(  # noqa: PLR0917  # pytest calls it
         with pytest.raises(SystemExit) as ended, report_errors("download"):
             download.main()
         assert ended.value.code == status
-        assert capsys.readouterr().err.startswith("download: error: no source has delivered the data set")
+        assert capsys.readouterr().err.startswith("download: error: no source delivered the data set")
 
 
 def test_a_certificate_that_nobody_vouches_for(
@@ -310,7 +310,7 @@ def test_secrets_of_a_url_are_used_and_not_told(
     download.main()
     assert_is_downloaded(tiny_idx)
     said = capfd.readouterr()
-    assert f"download: url http://***@127.0.0.1:{port}/busy?*** failed, " in said.out
+    assert f"download: url http://***@127.0.0.1:{port}/busy?*** failed: " in said.out
     assert f"download: tiny from url http://***@127.0.0.1:{port}/private?***, 4 files" in said.out
     set_urls(params, *(f"{address}/{fault}?token=s3cr3t" for fault in ("busy", "missing", "closed", "circular")))
     with pytest.raises(UserError) as refusal:
@@ -330,7 +330,7 @@ FILE = 0o100644
         ("../../outside.pkl.gz", FILE, b"x", "../../outside.pkl.gz has sha256"),
         ("/tmp/outside.pkl.gz", FILE, b"x", "/tmp/outside.pkl.gz has sha256"),
         ("linked.pkl.gz", LINK, b"/etc/passwd", "linked.pkl.gz has sha256"),
-        ("bomb.pkl.gz", FILE, bytes(1 << 25), "it has 33,554,432 bytes, allowed are 1,048,576"),
+        ("bomb.pkl.gz", FILE, bytes(1 << 25), "it has 33,554,432 bytes, allowed: at most 1,048,576"),
     ],
     ids=["outside", "absolute", "link", "bomb"],
 )

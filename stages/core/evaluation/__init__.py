@@ -1,1 +1,1 @@
-"""Compute a model's answers, measure them, and calibrate their confidence."""
+"""Compute a model's predictions, measure them, and calibrate their confidence."""

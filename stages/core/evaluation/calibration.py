@@ -11,7 +11,8 @@ from torch import Tensor
 
 from stages.core.training.config import Unsure
 
-TEMPERATURES = (0.01, 100.0)  # The range is wide: logits may be a regression's 0 and 1, or from a diverged network.
+# The range is wide: logits may be those of a regression to 0 and 1, or of a network that has diverged.
+TEMPERATURES = (0.01, 100.0)
 HALVINGS = 20  # of the range's logarithm, which give five significant digits
 
 
@@ -60,7 +61,7 @@ def confidence_threshold(
 
 
 def count_unsure(logits_NK: Tensor, labels_N: Tensor, unsure_below: float) -> tuple[int, int]:
-    """Count the unsure predictions, and the wrong ones among the sure."""
+    """Count the unsure predictions, and the wrong ones among the others."""
     confidence_N, prediction_N = logits_NK.double().softmax(1).max(1)
     unsure_N = confidence_N < unsure_below
     return int(unsure_N.sum()), int((~unsure_N & (prediction_N != labels_N)).sum())

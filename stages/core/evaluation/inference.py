@@ -1,4 +1,4 @@
-"""Compute a model's answers to a whole split."""
+"""Compute a model's logits for a whole split."""
 
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,7 @@
 """Measure predictions. To add a metric, add it to the dictionary that `measure` returns.
 
-The formulas stand here because importing torchmetrics takes longer than everything else that stage `evaluate` does. The
-tests compare the results with torchmetrics.
+The formulas are written out because importing torchmetrics takes longer than everything else that stage `evaluate`
+does. The tests compare the results with torchmetrics.
 
 Shape suffixes: N examples, K classes, B bins.
 """
@@ -17,7 +17,7 @@ BINS = 15  # as in Guo et al. 2017
 
 
 def measure(logits_NK: Tensor, labels_N: Tensor) -> tuple[dict[str, float], dict[str, list[float]]]:
-    """Return metrics of the whole split (macro means of precision, recall and F1), and those three by class."""
+    """Return metrics of the whole split (macro averages of precision, recall and F1), and those three by class."""
     by_class = measure_classes(logits_NK.argmax(1), labels_N, logits_NK.shape[1])
     overall = {
         "accuracy": (logits_NK.argmax(1) == labels_N).double().mean().item(),

@@ -1,4 +1,4 @@
-"""Choose the device and the precision, and describe the processor that computes."""
+"""Choose the device and the precision, and describe the processor in use."""
 
 import platform
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def pick_device(name: str) -> torch.device:
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return float32 or bfloat16; `auto` is bfloat16 where the hardware computes in it."""
+    """Return float32 or bfloat16; `auto` is bfloat16 where the hardware supports it."""
     if precision != "auto":
         return torch.bfloat16 if precision == "bfloat16" else torch.float32
     if device.type == "cuda":
@@ -37,7 +37,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Compute without TF32, whose products have 10 bits, where a GPU would use it."""
+    """Compute in full float32 where a GPU would use TF32, which rounds inputs to a 10-bit mantissa."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -48,7 +48,7 @@ def full_float32() -> Iterator[None]:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the device's name, on a CPU with the number of threads, on which sums depend."""
+    """Return the device's name; on a CPU also the number of threads, which affects the rounding of sums."""
     match device.type:
         case "cuda":
             return torch.cuda.get_device_name(device)
@@ -60,7 +60,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def describe_processor() -> str:
-    """Return the processor's name for itself and the instructions that PyTorch uses, on which sums depend."""
+    """Return the processor's name and the instruction set that PyTorch uses, which affects the rounding of sums."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""Find out how much memory is free, and keep the memory that a training step frees for the next one."""
+"""Measure free memory, and keep the memory that a training step frees for the next one."""
 
 import ctypes
 import platform
@@ -8,13 +8,13 @@ import torch
 
 
 def fits(size: int, device: torch.device) -> bool:
-    """Return whether so many bytes are at most half of the memory that is free: the other half is for the work."""
+    """Return whether `size` bytes fit into half of the free memory; the other half is left for the computation."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()
     return bool(2 * size <= free)
 
 
 def free_memory() -> int:
-    """Return the bytes that this process may take, within the limits of its control groups (Linux, both versions)."""
+    """Return the bytes that this process may still allocate, within the limits of its control groups (v1 and v2)."""
     import psutil  # noqa: PLC0415  # Importing it takes a fifth of a second.
 
     limits = [psutil.virtual_memory().available]
@@ -34,8 +34,8 @@ def free_memory() -> int:
 def keep_freed_memory() -> None:
     """Keep the memory of freed tensors in the process, where the C library is glibc.
 
-    A training step frees what the next one takes. Getting it anew from the system, page by page, took up to a third of
-    the time.
+    A training step frees what the next one allocates. Getting it from the system again, page by page, can take a
+    considerable share of the time.
     """
     trim_threshold, mmap_max = -1, -4  # from glibc's malloc.h
     if platform.libc_ver()[0] == "glibc":

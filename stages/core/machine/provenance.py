@@ -1,4 +1,4 @@
-"""Say what a result was made from, so that a surprising `dvc metrics diff` can be explained."""
+"""Record what a result was made from, so that a surprising `dvc metrics diff` can be explained."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def made_from(data_sha256: str, settings: Mapping[str, Any]) -> dict[str, str]:
 
 
 def git_tree(folder: Path) -> bytes:
-    """Return git's object name of a folder of modules, templates and such folders (Pro Git, "Git Objects")."""
+    """Return git's object name of a folder of modules, templates and subfolders of them (Pro Git, "Git Objects")."""
     entries = {}
     for path in folder.iterdir():
         if path.suffix in SOURCES:

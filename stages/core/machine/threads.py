@@ -1,13 +1,13 @@
-"""Decide how long PyTorch's threads spin while they wait for each other; no other module does.
+"""Control how long PyTorch's threads spin while they wait for each other.
 
-Waking a thread that sleeps takes longer than many operations of a small network, so threads that spin for a while train
+Waking a sleeping thread takes longer than many operations of a small network, so threads that spin for a while train
 such a network up to twice as fast. But a spinning thread keeps its core from all others, even from the thread that it
-waits for: beside a busy process, training with long spins is ten times slower.
+waits for: beside a busy process, training with long spins can be ten times slower.
 
-GNU's OpenMP reads the number of turns once, when torch loads it. Only one rule can still shorten the spins later:
-while there are more OpenMP threads than cores, threads spin for 100 turns at most (libgomp's manual, "GOMP_SPINCOUNT").
-So `sharing_cores` adds threads that only sleep whenever this process has to wait for a core, and removes them when it
-has the cores to itself again.
+GNU's OpenMP reads the spin count once, when torch loads it. Only one rule can still shorten the spins later: while
+there are more OpenMP threads than cores, threads spin at most 100 times (libgomp's manual, "GOMP_SPINCOUNT"). So
+`sharing_cores` adds sleeping threads whenever this process has to wait for a core, and removes them when it has the
+cores to itself again.
 """
 
 import os
@@ -19,17 +19,18 @@ from pathlib import Path
 from threading import Barrier, Event, Thread
 
 SHORT_SPIN_COUNT = "1000"
-SPIN_COUNT = "30001"  # Turns of a loop. The odd number tells our value from one that the user has set.
+SPIN_COUNT = "30001"  # Iterations of a loop. The odd number distinguishes it from a value that the user has set.
 TASKS = Path("/proc/self/task")  # One folder for each thread of this process, on Linux.
-LOOK_S = 0.1  # Seconds between two looks at how long the threads had to wait for a core.
-CROWDED = 0.1  # Share of that time. It was 0.02 on an idle machine, 0.4 and more beside one busy process.
-QUIET_LOOKS = 10  # Looks in a row without crowding, after which the threads may spin again.
+LOOK_S = 0.1  # Seconds between two measurements of how long the threads waited for a core.
+CROWDED = 0.1  # Share of that time; 0.02 is typical of an idle machine, 0.4 or more of one busy process beside this.
+QUIET_LOOKS = 10  # Consecutive measurements without crowding after which the threads may spin again.
 
 
 def set_spin_count() -> None:
     """Choose how long torch's threads spin, unless the user has set GOMP_SPINCOUNT; call this before torch is loaded.
 
-    They spin for long only if the kernel counts how long they wait for a core: else nothing could shorten it again.
+    They spin for long only if the kernel reports how long they wait for a core: otherwise nothing could shorten the
+    spins again.
     """
     measurable = Path("/proc/self/schedstat").exists()
     os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT if measurable else SHORT_SPIN_COUNT)
@@ -37,7 +38,7 @@ def set_spin_count() -> None:
 
 @contextmanager
 def sharing_cores() -> Iterator[None]:
-    """Keep spins short, while the block runs, for as long as other processes want the same cores."""
+    """Keep spins short in the block for as long as other processes compete for the cores."""
     if os.environ.get("GOMP_SPINCOUNT") != SPIN_COUNT:
         yield
         return
@@ -69,7 +70,7 @@ def watch(done: Event) -> None:
 
 
 def seconds_without_core() -> float:
-    """Return how long the threads of this process, summed, were ready to run and got no core."""
+    """Return the total time that the threads of this process were ready to run without getting a core."""
     waited = 0
     for task in TASKS.iterdir():
         try:
@@ -81,11 +82,11 @@ def seconds_without_core() -> float:
 
 @contextmanager
 def more_threads_than_cores() -> Iterator[None]:
-    """Hold as many sleeping OpenMP threads as it takes to have more of them than cores."""
+    """Hold enough sleeping OpenMP threads to have more of them than cores."""
     import torch  # noqa: PLC0415  # It is loaded by now; importing it above would take seconds.
 
     threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0))
-    if threads == 1:  # There is nobody to wait for.
+    if threads == 1:  # A single thread waits for nobody.
         yield
         return
     # A Python thread that computes gets OpenMP threads of its own, which end with it.

@@ -76,7 +76,7 @@ CONFIDENCES = [0.95, 0.9, 0.8, 0.7, 0.6]
         ([0], 0.0, 0.0, 1.0, "risk"),  # The surest is wrong, so none is sure.
         ([2], 0.0, 0.4, 0.9, "risk"),  # Both targets are met.
         ([2], 0.0, 0.8, 0.7, "coverage"),
-        ([2], 0.0, 0.7, 0.7, "coverage"),  # At least 70 % of five are four.
+        ([2], 0.0, 0.7, 0.7, "coverage"),  # At least 70% of five are four.
         ([0], 0.0, 0.2, 0.95, "coverage"),
         ([0, 1, 2, 3, 4], 0.0, 1.0, 0.6, "coverage"),
         ([0, 1, 2, 3, 4], 1.0, 0.0, 0.6, "risk"),
