@@ -237,7 +237,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Clone:
-    """Return the project after `dvc repro`, uninterrupted, with its log beside the folder; copy it, do not change it."""
+    """Return the project after a whole `dvc repro`, with its log beside the folder; copy it, do not change it."""
 
     def make(folder: Path) -> None:
         output = make_clone(folder, tiny_params(tiny_idx)).run("dvc", "repro").stdout
