@@ -49,7 +49,7 @@ def render() -> str:
 
 
 def tables(path: str, kind: Any, values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield the table of a section and those of the sections in it."""
+    """Yield the table of a section, and those of the sections in it."""
     yield from section(path, f"`{path}`", kind, values)
     for name, field in kind.model_fields.items():
         inner = values.get(name, {})
@@ -81,7 +81,7 @@ def section(path: str, title: str, kind: type[Section], values: Mapping[str, Any
 
 
 def read_descriptions(kind: type[Section]) -> dict[str, str]:
-    """Return the docstring below each field of a class; the field that distinguishes variants needs none."""
+    """Return the docstring below each field of a class; the field that tells variants apart needs none."""
     (definition,) = ast.parse(dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     found = {}
@@ -95,7 +95,7 @@ def read_descriptions(kind: type[Section]) -> dict[str, str]:
 
 
 def describe_type(field: FieldInfo) -> str:
-    """Return a description of the values that a field takes."""
+    """Return which values a field takes, in words."""
     if (variants := find_sections(field.annotation)) and len(variants) > 1:
         labels = [label for variant in variants for label in find_tag(variant)[1]]
         is_list = get_origin(field.annotation) is list
@@ -123,7 +123,7 @@ def describe_annotation(annotation: Any, metadata: list[Any]) -> str:
 
 
 def describe_bounds(metadata: list[Any], unit: str = "") -> str:
-    """Return the bounds in pydantic's metadata for a field; `unit` names what a length counts."""
+    """Return the bounds in pydantic's metadata of a field; `unit` is what a length counts."""
     bounds = []
     for constraint in flatten(metadata):
         match constraint:
@@ -141,7 +141,7 @@ def describe_bounds(metadata: list[Any], unit: str = "") -> str:
 
 
 def flatten(metadata: list[Any]) -> Iterator[Any]:
-    """Yield the constraints, including those that a `Field` groups."""
+    """Yield the constraints, also those that a `Field` groups."""
     for constraint in metadata:
         yield from flatten(constraint.metadata) if isinstance(constraint, FieldInfo) else [constraint]
 
@@ -171,7 +171,7 @@ def find_sections(annotation: Any) -> list[Any]:
 
 
 def find_tag(variant: type[Section]) -> tuple[str, tuple[str, ...]]:
-    """Return the field that distinguishes this variant from others, and its values."""
+    """Return the field that tells this variant from others, and its values."""
     tag = "name" if "name" in variant.model_fields else "kind"
     return tag, get_args(variant.model_fields[tag].annotation)
 

@@ -35,7 +35,7 @@ class Room:
 
     def take(self, size: int) -> None:
         if size > self.left:
-            problem = f"too many requests are in progress; try again in {RETRY_S} s"
+            problem = f"too many requests are under way; try again in {RETRY_S} s"
             raise HTTPException(503, problem, {"Retry-After": str(RETRY_S)})
         self.left -= size
 
@@ -52,7 +52,7 @@ async def received(request: Request, room: Room) -> AsyncGenerator[Body]:
     found, options = parse_options_header(request.headers.get("content-type"))
     kind = found.decode("latin-1")
     if kind not in (allowed := (*PICTURES, FORM, JSON)):
-        problem = f"Content-Type is {kind or 'missing'!r}; it must be one of {', '.join(allowed)}"
+        problem = f"Content-Type is {kind or 'missing'!r}, allowed: {', '.join(allowed)}"
         raise HTTPException(415, problem, {"Connection": "close"})
     content, size, taken = bytearray(), 0, 0
     try:

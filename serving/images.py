@@ -93,7 +93,7 @@ def read_pictures(files: list[tuple[str, bytes]], spec: Spec) -> NDArray[np.uint
         grey_HW = image.decode(content, name)
         pixels += grey_HW.size
         if pixels > MAX_PIXELS:
-            raise UserError(f"the pictures up to {name} have {pixels:,} pixels; at most {MAX_PIXELS:,} are allowed")
+            raise UserError(f"the pictures up to {name} have {pixels:,} pixels, allowed: at most {MAX_PIXELS:,} in all")
         inputs.append(image.to_input(grey_HW, name, spec))
     return np.stack(inputs)
 

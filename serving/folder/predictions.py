@@ -83,7 +83,7 @@ def read_file(source: Source, spec: Spec) -> NDArray[np.uint8] | str:
     """Return the input for the model that a file yields, or its error."""
     try:
         if (size := source.path.stat().st_size) > image.MAX_BYTES:
-            raise UserError(f"{source.name} has {size:,} bytes; at most {image.MAX_BYTES:,} are allowed")
+            raise UserError(f"{source.name} has {size:,} bytes, allowed: at most {image.MAX_BYTES:,}")
         return image.to_input(image.decode(source.path.read_bytes(), source.name), source.name, spec)
     except (UserError, OSError) as error:
         return str(error)
