@@ -1,1 +1,1 @@
-"""Measure the project, one benchmark per module: `python -m benchmarks.NAME` writes NAME.md and NAME.json here."""
+"""Measure the project, with one module per benchmark: `python -m benchmarks.NAME` writes NAME.md and NAME.json here."""

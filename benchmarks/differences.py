@@ -1,7 +1,7 @@
-"""Measure how much a model differs if its sums are added up in another order: `python -m benchmarks.differences`.
+"""Measure how much a model changes if numbers are summed in a different order: `python -m benchmarks.differences`.
 
-Writes benchmarks/differences.md. Recipe `convnet` is trained by stage `train` under each of the conditions below and
-compared with the first run; another seed, last, is there for scale.
+Writes benchmarks/differences.md. Stage `train` trains recipe `convnet` under each of the conditions below, and each
+model is compared with the first one. The last condition, another seed, shows the scale.
 """
 
 import os
@@ -47,7 +47,7 @@ class Trained(NamedTuple):
 
 
 def train_under(condition: Condition, test: Examples) -> Trained:
-    """Return what stage `train` makes under this condition."""
+    """Return the model that stage `train` produces under this condition, as its weights and logits."""
     with ready_to_train() as folder:
         knobs = {"recipe": "convnet", "recipes.convnet.precision": "float32", "machine.device": "cpu"}
         override_params(folder / PARAMS, knobs | condition.knobs)
@@ -78,13 +78,13 @@ def main() -> None:
         for name, run in results.items()
     ]
     head = ["condition", "weights: largest difference", "logits: largest difference",
-            f"other labels, of {test.size:,}", "test accuracy"]  # fmt: skip
+            f"different labels, of {test.size:,}", "test accuracy"]  # fmt: skip
     text = [
-        "Recipe `convnet` on MNIST, float32 on this processor, one run each, compared with the first row. The older"
-        f" processor is this one with {', '.join(f'`{name}={value}`' for name, value in OLD_PROCESSOR.items())}.",
+        "Recipe `convnet` on MNIST, in float32 unless stated otherwise, one run per row, compared with the first row."
+        f" {', '.join(f'`{name}={value}`' for name, value in OLD_PROCESSOR.items())} simulate the older processor.",
         table(head, rows),
     ]
-    write("differences", "What other sums make of a model", ("torch",), text, results)
+    write("differences", "Effect of the order of summation on a model", ("torch",), text, results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Measure what the flow costs over `dvc repro`, side by side: `python -m benchmarks.flow` writes benchmarks/flow.md.
+"""Measure how much time the flow adds to `dvc repro`: `python -m benchmarks.flow` writes benchmarks/flow.md.
 
-Two small DVC projects are made in a temporary folder, against a Prefect server that is up. Each figure is the wall time
-of a whole process, the two commands in turn.
+Two DVC projects are created in a temporary folder, and a Prefect server is running. Each figure is the wall-clock time
+of a whole process; the two commands alternate.
 """
 
 import os
@@ -33,7 +33,7 @@ stages:
 
 @contextmanager
 def server(home: Path) -> Iterator[dict[str, str]]:
-    """Run a Prefect server; yield the environment of its clients when it is up."""
+    """Run a Prefect server; yield the environment for its clients once it is up."""
     port = 4257
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, "PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
@@ -71,7 +71,7 @@ def seconds(command: list[str], folder: Path, env: dict[str, str]) -> float:
 
 
 def pairs(runs: int, folder: Path, env: dict[str, str], *options: str) -> dict[str, list[float]]:
-    """Return the wall seconds of the flow's process, of the flow run in it and of dvc repro, `runs` times in turn."""
+    """Return the wall-clock seconds of the flow's process, of the flow run in it and of dvc repro, in turn."""
     times: dict[str, list[float]] = {"flow": [], "flow run": [], "dvc repro": []}
     for _ in range(runs):
         times["flow"].append(seconds([*FLOW, *options], folder, env))
@@ -82,7 +82,7 @@ def pairs(runs: int, folder: Path, env: dict[str, str], *options: str) -> dict[s
 
 
 def last_run_seconds(api: str) -> float:
-    """Return the seconds from the start of the last flow run to its end, as the server has them."""
+    """Return the seconds that the last flow run took, according to the server."""
     (run,) = httpx.post(f"{api}/flow_runs/filter", json={"sort": "START_TIME_DESC", "limit": 1}).json()
     return float(run["total_run_time"])
 
@@ -110,12 +110,12 @@ def main() -> None:
         results["nothing to do, temporary server"] = pairs(arguments.runs, pipeline, alone)
         stages = f"all {len(read_graph(PROJECT))} stages on MNIST"
         results[stages] = pairs(arguments.full_runs, pipeline, env, "--force")
-    head = ["", "flow, process", "flow run in it", "`dvc repro`", "flow more, median", "pairs"]
+    head = ["", "flow: process", "flow: run", "`dvc repro`", "added by the flow, median", "pairs"]
     text = [
-        "Wall seconds: median (smallest to largest).",
+        "Wall-clock seconds: median (smallest to largest). The process of the flow includes imports, the run does not.",
         table(head, [row(what, times) for what, times in results.items()]),
     ]
-    write("flow", "Flow against `dvc repro`", ("prefect", "dvc", "torch"), text, results)
+    write("flow", "The flow compared with `dvc repro`", ("prefect", "dvc", "torch"), text, results)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Compare ONNX Runtime with PyTorch for the exported function: `python -m benchmarks.inference` writes inference.md.
 
-Raw pixels in, logits and probabilities out, on the CPU. Batch 1: median and 99th percentile of single calls. Batch 256:
-images a second. The contenders take turns in every round, in one process for each number of threads.
+The function maps raw pixels to logits and probabilities, on the CPU. With batches of 1, it measures the median and the
+99th percentile of single calls, with batches of 256 the images per second. The contenders take turns in every round, in
+one process for each number of threads.
 """
 
 import json
@@ -30,7 +31,7 @@ ROUNDS = 5
 
 
 def contenders(recipe: str, batch: int, threads: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """Return calls that compute one batch, by name. The weights are fresh, because the time does not depend on them."""
+    """Return calls that compute one batch, by name. The weights are random, because they do not affect the time."""
     knobs = load_params(PROJECT / PARAMS)
     torch.manual_seed(1)
     settings, classes = knobs.recipes[recipe], knobs.datasets["mnist"].classes
@@ -84,7 +85,7 @@ def measure(threads: int) -> dict[str, dict[str, dict[str, float]]]:
                         for _ in range(calls):
                             started = time.perf_counter()
                             call()
-                            if turn:  # The first one warms up.
+                            if turn:  # The first round is the warm-up.
                                 times.setdefault((name, batch), []).append(time.perf_counter() - started)
             results[recipe] = {
                 name: {
@@ -99,7 +100,9 @@ def measure(threads: int) -> dict[str, dict[str, dict[str, float]]]:
 
 def main() -> None:
     parser = ArgumentParser("python -m benchmarks.inference", description=__doc__)
-    parser.add_argument("--threads", type=int, help="measure here with so many; print the figures as JSON")
+    parser.add_argument(
+        "--threads", type=int, help="measure in this process with this number of threads, and print the figures as JSON"
+    )
     if threads := parser.parse_args().threads:
         print(json.dumps(measure(threads)))
         return
@@ -116,11 +119,11 @@ def main() -> None:
     ]
     head = ["recipe", "", "threads", "batch 1: p50, us", "p99, us", "batch 256: images/s"]
     text = [
-        f"The exported function, raw pixels to logits and probabilities, in float32. {ROUNDS} rounds in turn of 1,000"
-        " calls with one image and 40 with 256.",
+        f"The exported function, from raw pixels to logits and probabilities, in float32. {ROUNDS} rounds of 1,000"
+        " calls with one image and 40 calls with 256 images; the contenders take turns.",
         table(head, rows),
     ]
-    write("inference", "ONNX Runtime against PyTorch", ("torch", "onnxruntime"), text, results)
+    write("inference", "ONNX Runtime compared with PyTorch", ("torch", "onnxruntime"), text, results)
 
 
 if __name__ == "__main__":

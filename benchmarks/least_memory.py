@@ -1,7 +1,7 @@
-"""Find the least memory with which each stage passes on the real data: `python -m benchmarks.least_memory`.
+"""Find the least memory with which each stage succeeds on the real data: `python -m benchmarks.least_memory`.
 
-Writes benchmarks/least_memory.md. Each stage runs by `dvc repro` in a checkout of the committed revision, under a limit
-that is raised until it passes. Needs Linux and the right to make a control group (root, mostly).
+Writes benchmarks/least_memory.md. `dvc repro` runs each stage in a checkout of the committed revision, under a limit
+that is raised until the stage succeeds. This needs Linux and permission to create a control group (usually root).
 """
 
 import os
@@ -29,7 +29,7 @@ class Passed(NamedTuple):
 
 
 def run(folder: Path, stage: str, limit: int) -> bool:
-    """Return whether the stage, with the `dvc repro` that runs it, passes with so many bytes of memory."""
+    """Return whether the stage, with the `dvc repro` that runs it, succeeds with `limit` bytes of memory."""
     with control_group(limit) as group:
         inside = f"echo $$ > {group.procs} && exec {sys.executable} -m dvc repro --force --single-item {stage}"
         log = folder / "least_memory.log"
@@ -40,7 +40,7 @@ def run(folder: Path, stage: str, limit: int) -> bool:
             ) as process,
         ):
             status = process.wait()
-            with suppress(ProcessLookupError):  # If the kernel has killed dvc, its stage is left.
+            with suppress(ProcessLookupError):  # If the kernel has killed dvc, its stage is still running.
                 os.killpg(process.pid, signal.SIGKILL)
         while group.procs.read_text():
             time.sleep(0.1)
@@ -52,7 +52,7 @@ def run(folder: Path, stage: str, limit: int) -> bool:
 def least(folder: Path, stage: str) -> Passed:
     limit = FIRST
     while True:
-        remove(folder / "artifacts/checkpoints")  # Otherwise the next try would resume this one.
+        remove(folder / "artifacts/checkpoints")  # Otherwise the next try would resume the last one.
         started = time.perf_counter()
         if run(folder, stage, limit):
             return Passed(limit, time.perf_counter() - started)
@@ -62,7 +62,7 @@ def least(folder: Path, stage: str) -> Passed:
 def main() -> None:
     with isolated(PROJECT, "least_memory") as folder:
         recipe = load_params(folder / PARAMS).recipe
-        override_params(folder / PARAMS, {f"recipes.{recipe}.epochs": 1})  # Other epochs take the same memory.
+        override_params(folder / PARAMS, {f"recipes.{recipe}.epochs": 1})  # More epochs would take the same memory.
         os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         needs: dict[str, Passed] = {}
         for stage in read_graph(folder):
@@ -70,14 +70,14 @@ def main() -> None:
             print(f"{stage}: {needs[stage].limit / 1e9:.2f} GB, {needs[stage].seconds:.0f} s", flush=True)
     rows = [[stage, f"{need.limit / 1e9:.2f}", f"{need.seconds:.0f}"] for stage, need in needs.items()]
     text = [
-        f"Each stage by `dvc repro --force`, recipe `{recipe}` for one epoch, in a control group that counts its"
-        f" processes and the pages of the files that they read and write; the limit is raised by {STEP / 1e9} GB until"
-        " the stage passes.",
-        table(["stage", "least memory limit, GB", "seconds under it"], rows),
+        f"Each stage is run by `dvc repro --force`, with recipe `{recipe}` for one epoch, in a control group that"
+        " counts the memory of its processes and the pages of the files that they read and write. The limit is raised"
+        f" by {STEP / 1e9} GB until the stage succeeds.",
+        table(["stage", "lowest sufficient limit, GB", "seconds with it"], rows),
     ]
     write(
         "least_memory",
-        "The least memory of each stage",
+        "The least memory that each stage needs",
         ("torch", "onnxruntime", "dvc"),
         text,
         {stage: need._asdict() for stage, need in needs.items()},

@@ -1,7 +1,7 @@
-"""Train under a memory limit on made-up data that are ten times as large: `python -m benchmarks.memory`.
+"""Train under a memory limit on synthetic data that are ten times as large: `python -m benchmarks.memory`.
 
-Writes benchmarks/memory.md. Needs Linux and the right to make a control group (root, mostly); the limit counts the
-process's own memory and the pages of its files in the page cache.
+Writes benchmarks/memory.md. This needs Linux and permission to create a control group (usually root). The limit applies
+to the process's own memory and the pages of its files in the page cache.
 """
 
 import os
@@ -59,7 +59,7 @@ def control_group(limit: int) -> Iterator[Group]:
 
 
 def make_up(counts: dict[str, int]) -> None:
-    """Write what stage `normalize` writes, with so many made-up images in each split."""
+    """Write what stage `normalize` writes, with the given number of synthetic images in each split."""
     NORMALIZED.mkdir(parents=True)
     spec = specify((1, SIDE, SIDE), CLASSES, 0.5, 0.5, centre_ink=False)
     write_spec(spec, NORMALIZED)
@@ -79,7 +79,7 @@ def make_up(counts: dict[str, int]) -> None:
 
 
 def draw(count: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """Yield so many images [N, 1, H, W], in parts: on noise, a bright square whose place tells the class."""
+    """Yield `count` images [N, 1, H, W] in parts: noise with a bright patch whose position depends on the class."""
     generator = np.random.default_rng(seed)
     for start in range(0, count, PART):
         size = min(PART, count - start)
@@ -91,7 +91,7 @@ def draw(count: int, seed: int) -> Iterator[NDArray[np.uint8]]:
 
 
 def forget_pages(folder: Path) -> None:
-    """Take the files out of the page cache, so that reading them counts for the process that reads them."""
+    """Drop the files from the page cache, so that their pages count towards the process that reads them."""
     for path in folder.rglob("*.npy"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -101,7 +101,7 @@ def forget_pages(folder: Path) -> None:
 def main() -> None:
     parser = ArgumentParser("python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--limit", type=float, default=1.5, help="GB of memory (default: 1.5)")
-    parser.add_argument("--times", type=float, default=10, help="data by memory (default: 10)")
+    parser.add_argument("--times", type=float, default=10, help="size of the data, in memory limits (default: 10)")
     arguments = parser.parse_args()
     limit = int(arguments.limit * 1e9)
     count = int(limit * arguments.times) // IMAGE_BYTES
@@ -112,7 +112,7 @@ def main() -> None:
         settings = {"model.hidden": [32], "epochs": 1, "optimizer.lr": 0.01}
         changes = {f"recipes.article.{field}": value for field, value in settings.items()}
         override_params(folder / PARAMS, {"recipe": "article", "machine.device": "cpu", **changes})
-        print(f"making up {count:,} images of {SIDE}x{SIDE}, {count * IMAGE_BYTES / 1e9:.1f} GB", flush=True)
+        print(f"generating {count:,} images of {SIDE}x{SIDE}, {count * IMAGE_BYTES / 1e9:.1f} GB", flush=True)
         with chdir(folder):
             make_up({"train": count, "validation": 1000, "test": len(CLASSES)})
             NORMALIZE.record(NORMALIZED)
@@ -124,8 +124,8 @@ def main() -> None:
     results = {"limit_bytes": limit, "data_bytes": count * IMAGE_BYTES, "peak_bytes": peak, "seconds": seconds}
     cells = [f"{results[name] / 1e9:.2f}" for name in ("data_bytes", "limit_bytes", "peak_bytes")]
     text = [
-        "Stage `train`, an MLP, one epoch, with all checks and the checksums of the data, in a control group that"
-        " counts the process and its files' pages.",
+        "Stage `train` with an MLP for one epoch, including all checks and the checksums of the data, in a control"
+        " group that counts the memory of the process and the pages of its files.",
         table(["data, GB", "memory limit, GB", "peak, GB", "seconds"], [[*cells, f"{seconds:.0f}"]]),
     ]
     write("memory", "Data ten times the size of memory", ("torch", "numpy"), text, results)

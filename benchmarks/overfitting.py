@@ -1,6 +1,6 @@
-"""Measure what each means against overfitting does with few images: `python -m benchmarks.overfitting`.
+"""Measure how much each regularization technique gains on few images: `python -m benchmarks.overfitting`.
 
-Writes benchmarks/overfitting.md. Recipe `convnet` learns 1,000 images without any of them, then with one at a time.
+Writes benchmarks/overfitting.md. Recipe `convnet` learns 1,000 images without any technique, and with one at a time.
 """
 
 import copy
@@ -18,7 +18,7 @@ from stages.core.training.loop import evaluate_loss
 from stages.core.training.progress import Row
 from stages.train import best_row, is_finished
 
-IMAGES = 1000  # to learn, and as many to validate on
+IMAGES = 1000  # for training, and the same number for validation
 NONE = {
     "loss.label_smoothing": 0.0,
     "optimizer.lr": 0.003,
@@ -36,10 +36,10 @@ MEANS: dict[str, dict[str, Any]] = {
     "none": {},
     "shift by up to 2 pixels": {"augmentation.shift": 2},
     "rotation by up to 12 degrees": {"augmentation.rotation": 12.0},
-    "scale by up to 10 %": {"augmentation.scale": 0.1},
+    "scale by up to 10%": {"augmentation.scale": 0.1},
     "shear by up to 12 degrees": {"augmentation.shear": 12.0},
     "elastic, 1 pixel": {"augmentation.elastic": 1.0},
-    "dropout of 50 %": {"model.dropout": 0.5},
+    "dropout of 50%": {"model.dropout": 0.5},
     "label smoothing 0.1": {"loss.label_smoothing": 0.1},
     "L1, 0.0001": {"regularization.l1": 0.0001},
     "L2, as AdamW's weight decay 0.3": {"optimizer.weight_decay": 0.3},
@@ -56,7 +56,7 @@ class Outcome(NamedTuple):
 
 
 def run(recipe: Recipe, data: Data, device: torch.device, seed: int) -> Outcome:
-    """Train as stage `train` does, and test the last epoch and the one that it would keep."""
+    """Train as stage `train` does, and test the models of the last epoch and of the one that the stage would keep."""
     state = begin(recipe, data, device, seed)
     epochs = run_epochs(state, recipe, data, seed)
     rows: list[Row] = []
@@ -73,9 +73,11 @@ def run(recipe: Recipe, data: Data, device: torch.device, seed: int) -> Outcome:
 
 def main() -> None:
     parser = ArgumentParser("python -m benchmarks.overfitting", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=5, help="1 to this, of weights and of images (default: 5)")
+    parser.add_argument(
+        "--seeds", type=int, default=5, help="number of seeds, each with its own weights and images (default: 5)"
+    )
     if (count := parser.parse_args().seeds) < 2:
-        parser.error("--seeds: two at least, for their spread")
+        parser.error("--seeds: must be at least 2, to give a standard error")
     seeds = range(1, count + 1)
     device = pick_device(project_params().machine.device)
     data = load_data(device)
@@ -102,17 +104,18 @@ def main() -> None:
             f"{mean(one.epochs for one in outcomes):.0f}",
         ])  # fmt: skip
     head = [
-        "means", "test accuracy of the last epoch, %", "gain, points", "of the kept epoch, %",
-        "accuracy in training, %", "epochs",
+        "technique", "test accuracy of the last epoch, %", "gain, points", "of the kept epoch, %",
+        "training accuracy, %", "epochs",
     ]  # fmt: skip
     text = [
-        f"Recipe `convnet` on {IMAGES:,} images of MNIST, {NONE['epochs']} epochs of batches of {NONE['batch_size']}."
-        f" The kept epoch has the lowest loss on {IMAGES:,} others. Seeds 1 to {len(seeds)}, each with images of its"
-        " own: means; of the gains, which are by seed, with their standard error; below three of it they say little.",
+        f"Recipe `convnet` on {IMAGES:,} images of MNIST, {NONE['epochs']} epochs with batches of {NONE['batch_size']}."
+        f" The kept epoch is the one with the lowest loss on {IMAGES:,} other images. The figures are means over seeds"
+        f" 1 to {len(seeds)}, each with its own images. Gains are computed by seed and given with their standard"
+        " error; a gain below three standard errors says little.",
         table(head, rows),
     ]
     figures = {name: [outcome._asdict() for outcome in outcomes] for name, outcomes in results.items()}
-    write("overfitting", "Means against overfitting", ("torch",), text, figures)
+    write("overfitting", "Regularization techniques", ("torch",), text, figures)
 
 
 if __name__ == "__main__":

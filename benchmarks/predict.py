@@ -1,7 +1,8 @@
 """Measure predictions from files: `python -m benchmarks.predict` writes predict.md.
 
-`python -m flows.predict` as a whole process on an IDX file of MNIST's test images, repeated, for several numbers of
-images; and on a folder of them as PNG files, against decoding and fitting those alone in one thread for each core.
+`python -m flows.predict` is timed as a whole process, on IDX files of several sizes that repeat MNIST's test images,
+and on a folder of the same images as PNG files. For comparison, the PNG files are also only decoded and fitted, in one
+thread per core.
 """
 
 import os
@@ -28,7 +29,7 @@ PNGS = 10_000
 
 
 def predict(given: Path, output: Path) -> tuple[float, int]:
-    """Return the seconds and the peak memory in bytes (RSS, sampled 20 times a second) of the command as a process."""
+    """Return the command's seconds as a process, and its peak memory in bytes (RSS, sampled 20 times a second)."""
     started, peak = time.perf_counter(), 0
     options = ["--model", str(PROJECT / ONNX), "--output", str(output)]
     command = [sys.executable, "-m", "flows.predict", str(given), *options]
@@ -55,7 +56,9 @@ def decode_only(folder: Path) -> float:
 
 def main() -> None:
     parser = ArgumentParser("python -m benchmarks.predict", description=__doc__)
-    parser.add_argument("--counts", type=int, nargs="*", default=COUNTS, help=f"images in the IDX files: {COUNTS}")
+    parser.add_argument(
+        "--counts", type=int, nargs="*", default=COUNTS, help=f"images per IDX file (default: {COUNTS})"
+    )
     counts = parser.parse_args().counts
     images_NHW = read_raw(PROJECT / raw_folder("mnist"), "test").inputs[:, 0]
     rows, results = [], []
@@ -77,7 +80,7 @@ def main() -> None:
         add("PNG", PNGS, *predict(folder / "png", folder / "out-png"))
         add("PNG, decoded and fitted only", PNGS, decode_only(folder / "png"), None)
     text = [
-        "The whole process, imports and the writing of both tables inside; one run each, the model of the last run.",
+        "The whole process, including imports and writing both tables; one run per row, with the last run's model.",
         table(["input", "images", "seconds", "images/s", "peak memory, MB"], rows),
     ]
     write("predict", "Predictions from files", ("onnxruntime", "polars", "pillow"), text, results)

@@ -1,6 +1,6 @@
-"""Take every recipe through the whole pipeline: `python -m benchmarks.recipes` writes benchmarks/recipes.md.
+"""Run every recipe through the whole pipeline: `python -m benchmarks.recipes` writes benchmarks/recipes.md.
 
-The stages run as processes, as DVC runs them, in a temporary folder; figures are read from the metrics that they write.
+The stages run as processes, as DVC runs them, in a temporary folder. The figures come from the metrics that they write.
 """
 
 import json
@@ -30,7 +30,7 @@ STAGES = ("train", "evaluate", "export", "parity")
 
 @contextmanager
 def ready_to_train() -> Iterator[Path]:
-    """Yield a temporary folder with the project's code, params and data, to run stages in."""
+    """Yield a temporary folder with the project's code, params and data in which to run stages."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         shutil.copytree(PROJECT / "stages", folder / "stages")
@@ -41,7 +41,7 @@ def ready_to_train() -> Iterator[Path]:
 
 
 def run_pipeline(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
-    """Train, evaluate, export and prove `recipe` in `folder`."""
+    """Train, evaluate, export and verify `recipe` in `folder`, and return the figures."""
     override_params(folder / PARAMS, {"recipe": recipe, "seed": seed})
     figures: dict[str, Any] = {"seed": seed}
     for stage in STAGES:
@@ -72,7 +72,7 @@ def run_pipeline(folder: Path, recipe: str, seed: int) -> dict[str, Any]:
 
 
 def latency(onnx: Path, runs: int = 2000) -> float:
-    """Return the median microseconds for one image on one thread."""
+    """Return the median number of microseconds for one image on one thread."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(onnx, options, providers=["CPUExecutionProvider"])
@@ -89,8 +89,8 @@ def main() -> None:
     recipes = load_params(PROJECT / PARAMS).recipes
     known = list(recipes)
     parser = ArgumentParser("python -m benchmarks.recipes", description=__doc__)
-    parser.add_argument("recipes", nargs="*", default=known, help="default: all")
-    parser.add_argument("--seeds", type=int, default=1, help="1 to this, of each recipe (default: 1)")
+    parser.add_argument("recipes", nargs="*", default=known, help="recipes to run (default: all)")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds for each recipe (default: 1)")
     parser.add_argument("--accurate-seeds", type=int, default=3, help="the same for `accurate` and `mlp` (default: 3)")
     arguments = parser.parse_args()
     kept = path_of("recipes", "json")
@@ -124,13 +124,14 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
             f"{median(run['latency_us'] for run in runs):.0f}",
             f"{runs[0]['date']}, {runs[0]['revision']}",
         ])  # fmt: skip
-    head = ["recipe", "parameters", "epochs", "s an epoch", "stage `train`, s", "seeds", "test accuracy, %", "F1",
+    head = ["recipe", "parameters", "epochs", "s per epoch", "stage `train`, s", "seeds", "test accuracy, %", "F1",
             "parity: largest difference", "ONNX, kB", "batch 1, us", "measured"]  # fmt: skip
     text = [
-        "Each row: train, evaluate, export and parity as processes on MNIST, 55,000 training images, the epoch chosen"
-        " on 5,000 validation images; means over the seeds, medians of the times. Seconds an epoch are with the"
-        " validation; those of the stage also with imports and checks. Latency: ONNX Runtime, one thread, one image."
-        " Measured: the day, and the revision of the code; a row stays while its recipe stays as it is.",
+        "For each row, stages `train`, `evaluate`, `export` and `parity` ran as processes on MNIST, with 55,000"
+        " training images, and with 5,000 validation images to choose the epoch. The figures are means over the seeds,"
+        " the times medians. Seconds per epoch include validation; those of the stage also include imports and checks."
+        " The latency is that of ONNX Runtime for one image on one thread. The last column has the date and the"
+        " revision of the measurement; a row is kept for as long as its recipe does not change.",
         table(head, rows),
     ]
     write("recipes", "Every recipe", ("torch", "onnxruntime"), text, results)

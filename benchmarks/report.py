@@ -1,4 +1,4 @@
-"""Write the table of a benchmark with its conditions as Markdown, and the figures as JSON, beside the module."""
+"""Write the table of a benchmark and its conditions as Markdown, and the figures as JSON, beside the module."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def revision() -> str:
 
 
 def conditions(*packages: str) -> str:
-    """Return the machine, the versions and the revision in one line."""
+    """Return one line with the machine, the versions and the revision."""
     import torch  # noqa: PLC0415  # Importing it takes seconds, and `table` does not need it.
 
     from stages.core.machine.device import describe_processor  # noqa: PLC0415
@@ -45,14 +45,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def path_of(name: str, suffix: str) -> Path:
-    """Return the path of a benchmark's file, named apart on a GPU so that it does not replace a CPU's figures."""
+    """Return the path of a benchmark's file, whose name on a GPU is different, to keep the figures of a CPU."""
     import torch  # noqa: PLC0415  # Importing it takes seconds.
 
     return PROJECT / "benchmarks" / f"{name}{'-cuda' if torch.cuda.is_available() else ''}.{suffix}"
 
 
 def write(name: str, title: str, packages: Sequence[str], text: Sequence[str], results: Any) -> None:
-    """Write benchmarks/NAME.md and benchmarks/NAME.json, with the versions of `packages`, and print the first."""
+    """Write benchmarks/NAME.md and benchmarks/NAME.json, with the versions of `packages`, and print the page."""
     date, measured_on = today(), conditions(*packages)
     page = "\n\n".join([f"# {title}, {date}", measured_on, *text]) + "\n"
     path_of(name, "md").write_text(page)

@@ -1,7 +1,8 @@
 """Measure the service under load: `python -m benchmarks.serving` writes serving.md.
 
-A closed loop over loopback: each of N connections sends its next request when it has the answer to the last one. The
-client is this process, the service another one on the same cores. A request is one 28x28 PNG of the test split.
+This is a closed loop over loopback: each of N connections sends its next request when it has the response to the last
+one. The client is this process; the service is another process on the same cores. A request is one 28x28 PNG from the
+test split.
 """
 
 import asyncio
@@ -23,7 +24,7 @@ from benchmarks.report import PROJECT, spread, table, write
 from stages.core.data.idx import read_raw
 from stages.core.files.layout import ONNX, raw_folder
 
-CONNECTIONS = {1: 0.2, 8: 0.4, 32: 0.4}  # Each has its share of the requests.
+CONNECTIONS = {1: 0.2, 8: 0.4, 32: 0.4}  # each number of connections, with its share of the requests
 STARTS = 5
 IMAGES = 100
 
@@ -42,7 +43,7 @@ def service() -> Iterator[tuple[psutil.Process, str, float]]:
 
 
 def requests(address: str) -> list[bytes]:
-    """Return whole HTTP requests, each with an image."""
+    """Return complete HTTP requests with one image each."""
     made = []
     for image_HW in read_raw(PROJECT / raw_folder("mnist"), "test").inputs[:IMAGES, 0]:
         png = io.BytesIO()
@@ -53,7 +54,7 @@ def requests(address: str) -> list[bytes]:
 
 
 async def connection(address: str, bodies: list[bytes], count: int) -> tuple[list[float], int]:
-    """Return the seconds of each request, and how many of them were not answered with 200."""
+    """Return the seconds that each request took, and the number of responses with another status than 200."""
     host, port = address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     seconds, errors = [], 0
@@ -85,7 +86,7 @@ async def load(address: str, bodies: list[bytes], connections: int, count: int) 
 
 def main() -> None:
     parser = ArgumentParser("python -m benchmarks.serving", description=__doc__)
-    parser.add_argument("--requests", type=int, default=100_000, help="in all (default: 100000)")
+    parser.add_argument("--requests", type=int, default=100_000, help="number of requests in all (default: 100000)")
     total = parser.parse_args().requests
     starts, model_ms = [], latency(PROJECT / ONNX) / 1e3
     for _ in range(STARTS):
@@ -108,12 +109,12 @@ def main() -> None:
         for result in results
     ]
     text = [
-        "One 28x28 PNG a request, recipe of the last run; the client shares the cores with the service.",
+        "One 28x28 PNG per request, with the recipe of the last run. The client shares the cores with the service.",
         table(["connections", "requests", "errors", "requests/s", "p50, ms", "p99, ms"], rows),
-        f"The model alone takes {model_ms:.2f} ms for one image: answering several requests together could"
-        " not save more than that.",
-        f"Ready after {spread(starts, 2, ' s')}, {STARTS} starts. Memory of the process (RSS) before and after:"
-        f" {before / 1e6:.0f} MB and {after / 1e6:.0f} MB.",
+        f"The model itself takes {model_ms:.2f} ms for one image. Batching several requests could not save more than"
+        " that per request.",
+        f"The service is ready after {spread(starts, 2, ' s')}, in {STARTS} starts. Its memory (RSS) is"
+        f" {before / 1e6:.0f} MB before the load and {after / 1e6:.0f} MB after it.",
     ]
     write(
         "serving",

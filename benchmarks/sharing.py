@@ -1,9 +1,8 @@
-"""Measure what competitors for the cores cost a training run: `python -m benchmarks.sharing`.
+"""Measure how much competing processes slow down a training run: `python -m benchmarks.sharing`.
 
 Recipe `article`, whose steps are the shortest, trains in a fresh process. After a third of its epochs, busy processes
-start, one for every two cores; after the second third, they are killed. The recipe trains once as the stage does, with
-waits that are shortened while others need the cores (`stages.core.machine.threads`), and once with long waits
-throughout.
+start, one for every two cores; after the second third, they are killed. Threads wait either as in stage `train`, which
+shortens the waits while others need the cores (`stages.core.machine.threads`), or with long waits throughout.
 """
 
 import os
@@ -26,7 +25,7 @@ WAITS: dict[str, Callable[[], AbstractContextManager[object]]] = {"follow": shar
 
 
 def run_once(waits: str, seed: int) -> list[float]:
-    """Return the seconds of each epoch."""
+    """Return the seconds that each epoch took."""
     device = torch.device("cpu")
     recipe = project_params().recipes["article"].model_copy(update={"epochs": 3 * EPOCHS})
     data, seconds = load_data(device), []
@@ -50,19 +49,20 @@ def run_once(waits: str, seed: int) -> list[float]:
 def main() -> None:
     results = in_turn("benchmarks.sharing", __doc__, run_once, [*WAITS], runs=5)
     rows = []
-    for waits, label in (("follow", "as the stage trains"), ("long", "long waits throughout")):
+    for waits, label in (("follow", "as in stage `train`"), ("long", "long waits throughout")):
         thirds = [[run[start : start + EPOCHS] for start in range(0, 3 * EPOCHS, EPOCHS)] for run in results[waits]]
         alone, beside, after = ([median(run[third]) for run in thirds] for third in range(3))
         ratio = [sum(run[1]) / sum(run[0]) for run in thirds]
         rows.append([label, spread(alone, 2), spread(beside, 2), spread(after, 2), spread(ratio, 1)])
-    head = ["waits", "alone, s an epoch", "beside the competitor", "alone again", "three epochs beside / alone"]
+    head = ["waits", "alone, s per epoch", "with the competitor", "alone again", "three epochs with / without it"]
     text = [
-        f"Recipe `article`, {COMPETITORS} busy process{'es' if COMPETITORS > 1 else ''} beside it on {os.cpu_count()}"
-        f" cores from epoch {EPOCHS + 1} to {2 * EPOCHS}; {len(results['follow'])} runs of each kind, in turn, each in"
-        " a fresh process; the median of three epochs, and of those over the runs the median (smallest to largest).",
+        f"Recipe `article`, with {COMPETITORS} busy process{'es' if COMPETITORS > 1 else ''} on the same"
+        f" {os.cpu_count()} cores from epoch {EPOCHS + 1} to {2 * EPOCHS}; {len(results['follow'])} runs of each kind,"
+        " in turn, each in a fresh process. The figures are medians over three epochs, of which the table shows the"
+        " median over the runs (smallest to largest).",
         table(head, rows),
     ]
-    write("sharing", "A training run and a competitor for its cores", ("torch",), text, results)
+    write("sharing", "A training run with a competitor for its cores", ("torch",), text, results)
 
 
 if __name__ == "__main__":

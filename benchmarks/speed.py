@@ -1,10 +1,10 @@
-"""Measure the time to 99 % and to 99.5 % test accuracy: `python -m benchmarks.speed` writes benchmarks/speed.md.
+"""Measure the time to a test accuracy of 99% and of 99.5%: `python -m benchmarks.speed` writes benchmarks/speed.md.
 
-Recipe `convnet` with the changes below; they, the epochs and the seeds were fixed on the validation split beforehand.
-Each run is a process of its own. Its training clock runs from the first batch to the end of the last epoch, the
-augmentation, the validation after each epoch and the kernels' just-in-time compilation inside, imports and loading
-outside; the process clock has everything inside, also the test. On a GPU the training clock is that of a second
-training, for which the first one was the warm-up. The accuracy is of the last epoch on the test split.
+Recipe `convnet` is trained with the changes below; these, the epochs and the seeds were fixed beforehand, on the
+validation split. Each run is a separate process. Its training time runs from the first batch to the end of the last
+epoch and includes augmentation, validation after each epoch and just-in-time compilation of the kernels, but not
+imports and loading. The process time includes everything, even the test. On a GPU, the training time is that of a
+second training run, for which the first one is the warm-up. The accuracy is that of the last epoch on the test split.
 """
 
 import json
@@ -55,9 +55,9 @@ ON_CUDA = {
 }
 GOALS = {"cpu": ON_CPU, "mps": ON_CPU, "cuda": ON_CUDA}
 WARM = (
-    "A first training is the warm-up, `torch.compile` inside; after it the process clock stops. A second one, in the"
-    " same process, has the training clock and the accuracy. The GPU waits where no kernel runs: the time of all"
-    " kernels of a third training, which PyTorch's profiler watched, is missing from that of the second."
+    "A first training run is the warm-up, including `torch.compile`; the process time ends after it. A second run in"
+    " the same process gives the training time and the accuracy. PyTorch's profiler measures the time of all kernels in"
+    " a third run; the GPU waits for the rest of the training time."
 )
 
 
@@ -69,7 +69,7 @@ def count_operations(model: nn.Module, images_NCHW: Tensor) -> int:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return how many of them the device makes in a second of nothing else: in the product of two large matrices."""
+    """Return the operations per second that the device reaches at best, in the product of two large matrices."""
     size = 8192 if device.type == "cuda" else 2048
     matrix = torch.randn((size, size), device=device, dtype=dtype)
     seconds = Timer("matrix @ matrix", globals={"matrix": matrix}, num_threads=torch.get_num_threads())
@@ -77,7 +77,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def train_once(recipe: Recipe, compile_mode: str, data: Data, seed: int) -> tuple[TrainState, float]:
-    """Return the state at the end of a training run, and the seconds that it took."""
+    """Return the state at the end of a training run, and the seconds that the run took."""
     state = begin(recipe, data, data.train.inputs.device, seed)
     started = time.perf_counter()
     for _ in run_epochs(state, recipe, data, seed, compile_mode):
@@ -86,7 +86,7 @@ def train_once(recipe: Recipe, compile_mode: str, data: Data, seed: int) -> tupl
 
 
 def run_once(name: str, seed: int) -> dict[str, Any]:
-    """Return the figures of one run towards one goal."""
+    """Return the figures of one run for one goal."""
     device = pick_device(project_params().machine.device)
     goal, data = GOALS[device.type][name], load_data(device)
     recipe = changed(goal.changes)
@@ -127,7 +127,7 @@ def report(goals: dict[str, Goal], results: dict[str, list[dict[str, Any]]]) -> 
     for name, runs in results.items():
         accuracies = [100 * run["accuracy"] for run in runs]
         rows.append([
-            f"{name} %",
+            f"{name}%",
             str(len(runs)),
             f"**{sum(accuracies) / len(runs):.2f}** ({min(accuracies):.2f} to {max(accuracies):.2f})",
             spread([run["train_seconds"] for run in runs], 3 if on_cuda else 2),
@@ -140,17 +140,18 @@ def report(goals: dict[str, Goal], results: dict[str, list[dict[str, Any]]]) -> 
     head = [
         "goal", "seeds", "test accuracy, %: mean", "training, s: median",
         *(["GPU waits, %: median"] if on_cuda else []),
-        "process, s: median", "GFLOP/s: median", "of a large matrix product: median", "recipe `convnet`, but",
+        "process, s: median", "GFLOP/s: median", "of a large matrix product: median", "changes to recipe `convnet`",
     ]  # fmt: skip
     text = [
-        "55,000 training images; smallest to largest in brackets. The training clock has augmentation and validation"
-        f" inside{'' if on_cuda else ', just-in-time compilation too'}, imports and loading outside; the process clock"
-        " has all inside, also the test. GFLOP/s: the matrix products and convolutions of all steps by the training"
-        " clock, beside the product of two large matrices, measured after it in the same process.",
+        "55,000 training images; smallest to largest in parentheses. The training time includes augmentation"
+        f"{' and validation' if on_cuda else ', validation and just-in-time compilation'}, but not imports and loading;"
+        " the process time includes everything, even the test. GFLOP/s counts the matrix products and convolutions of"
+        " all steps, divided by the training time; for comparison, the product of two large matrices was measured"
+        " afterwards in the same process.",
         *([WARM] if on_cuda else []),
         table(head, rows),
     ]
-    write("speed", "Time to 99 % and 99.5 %", ("torch",), text, results)
+    write("speed", "Time to a test accuracy of 99% and 99.5%", ("torch",), text, results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Train in benchmarks as stage `train` does: on the project's data, in this process or each time in a fresh one."""
+"""Train in benchmarks as stage `train` does: on the project's data, in this process or in a fresh one for each run."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ UNMOVED = {f"augmentation.{kind}": 0 for kind in ("shift", "rotation", "scale", 
 
 
 class Data(NamedTuple):
-    """Hold the project's data set, its examples on one device."""
+    """Hold the project's data set, with its examples on one device."""
 
     spec: Spec
     train: Examples
@@ -43,7 +43,7 @@ def project_params() -> Params:
 
 
 def changed(changes: Mapping[str, Any]) -> Recipe:
-    """Return recipe `convnet` with other values of fields such as `loss.label_smoothing`."""
+    """Return recipe `convnet` with changes to fields such as `loss.label_smoothing`."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(shutil.copy(PROJECT / PARAMS, scratch))
         override_params(path, {f"recipes.convnet.{field}": value for field, value in changes.items()})
@@ -80,22 +80,27 @@ def run_epochs(state: TrainState, recipe: Recipe, data: Data, seed: int, compile
 def in_turn(
     benchmark: str, about: str | None, run: Callable[[str, int], Any], names: Sequence[str], runs: int
 ) -> dict[str, list[Any]]:
-    """Return by name what `run(name, seed)` returns for seeds 1, 2, ..., all names in turn.
+    """Return the results of `run(name, seed)` by name, for seeds 1, 2, ..., taking all names in turn.
 
-    Each call is in a fresh process, because an earlier one would change memory and threads. That process is
+    Each call has a fresh process, because an earlier call would affect memory and threads. That process is
     `python -m BENCHMARK --once NAME SEED`, in which this function prints the result as JSON and exits. `runs` is the
     default of the option `--runs`, the number of seeds.
     """
     parser = ArgumentParser(f"python -m {benchmark}", description=about)
-    parser.add_argument("--runs", type=int, default=runs, help=f"runs of each kind, with seeds 1, 2, ... ({runs})")
     parser.add_argument(
-        "--once", nargs=2, metavar=("NAME", "SEED"), help=f"run once, {' or '.join(names)}; print the figures as JSON"
+        "--runs", type=int, default=runs, help=f"runs of each kind, with seeds 1, 2, ... (default: {runs})"
+    )
+    parser.add_argument(
+        "--once",
+        nargs=2,
+        metavar=("NAME", "SEED"),
+        help=f"run {' or '.join(names)} once, and print the figures as JSON",
     )
     arguments = parser.parse_args()
     if arguments.once:
         name, seed = arguments.once
         if name not in names:
-            parser.error(f"--once: found {name}, allowed are {', '.join(names)}")
+            parser.error(f"--once: found {name}, must be one of {', '.join(names)}")
         print(json.dumps(run(name, int(seed))))
         sys.exit()
     if arguments.runs < 1:

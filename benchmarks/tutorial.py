@@ -1,8 +1,8 @@
 """Compare the tutorial's training loop with recipe `article`: `python -m benchmarks.tutorial` writes tutorial.md.
 
-Same images, network, first weights' distribution, optimizer, batches and epochs, in turn, each in a fresh process. The
-clock runs from the first batch to the end of the last epoch; imports and the opening of the data are outside, the
-recipe's validation is inside.
+Both use the same images, network, initialization, optimizer, batch size and epochs; they run in turn, each in a fresh
+process. The time runs from the first batch to the end of the last epoch. It includes the recipe's validation, but not
+imports and opening the data.
 """
 
 import sys
@@ -37,7 +37,7 @@ def run_tutorial(recipe: Recipe, device: torch.device, seed: int) -> tuple[float
     with tempfile.TemporaryDirectory() as root:
         (Path(root) / "MNIST").mkdir()
         (Path(root) / "MNIST/raw").symlink_to(PROJECT / raw_folder("mnist"))
-        picked = dataset.examples.filter(split="train")["id"].to_list()  # These are places in the training file.
+        picked = dataset.examples.filter(split="train")["id"].to_list()  # These are indices in the training file.
         train_set = Subset(datasets.MNIST(root, train=True, transform=transform), picked)
         test_set = datasets.MNIST(root, train=False, transform=transform)
     train_loader = DataLoader(train_set, batch_size=recipe.batch_size, shuffle=True, num_workers=2)
@@ -66,7 +66,7 @@ def run_tutorial(recipe: Recipe, device: torch.device, seed: int) -> tuple[float
 
 
 def run_recipe(recipe: Recipe, device: torch.device, seed: int) -> tuple[float, float]:
-    """Return the seconds and, after the last epoch, the test accuracy of this project's loop."""
+    """Return the seconds of this project's loop and the test accuracy after the last epoch."""
     data = load_data(device)
     state = begin(recipe, data, device, seed)
     started = time.perf_counter()
@@ -98,13 +98,13 @@ def main() -> None:
     ]
     images = load_data(torch.device("cpu")).train.size
     text = [
-        f"MLP 784-128-64-10, SGD, batches of {recipe.batch_size}, {recipe.epochs} epochs of {images:,} images,"
-        f" seeds 1 to {runs}, in turn, each in a fresh process; median (smallest to largest). Imports and the opening"
-        " of the data are outside.",
-        table(["", "seconds of training", "test accuracy, %"], rows),
+        f"MLP 784-128-64-10, SGD, batches of {recipe.batch_size}, {recipe.epochs} epochs of {images:,} images, seeds 1"
+        f" to {runs}, in turn, each in a fresh process; median (smallest to largest). The time does not include imports"
+        " and opening the data.",
+        table(["", "training, s", "test accuracy, %"], rows),
         f"**{median(ratio):.0f} times faster** ({min(ratio):.1f} to {max(ratio):.1f}).",
     ]
-    write("tutorial", "The tutorial's loop against recipe `article`", ("torch", "torchvision"), text, results)
+    write("tutorial", "The tutorial's loop compared with recipe `article`", ("torch", "torchvision"), text, results)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Configure Sphinx. The site has the layout of the repository, so that links work on GitHub as well as on the site."""
+"""Configure Sphinx. The site mirrors the layout of the repository, so that links work on GitHub and on the site."""
 
 project = "vision-pipeline"
 html_title = project

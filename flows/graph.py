@@ -1,4 +1,4 @@
-"""Ask DVC for the graph, the stale stages and changed metrics; only this module uses its undocumented Python API."""
+"""Ask DVC for the graph, the stale stages and the changed metrics, through its undocumented Python API."""
 
 from collections.abc import Sequence
 from graphlib import TopologicalSorter
@@ -14,9 +14,9 @@ from stages.core.files.errors import UserError, did_you_mean
 
 
 def read_graph(folder: Path, targets: Sequence[str] = ()) -> dict[str, set[str]]:
-    """Return each stage of the project in `folder` with the stages it needs directly, in topological order.
+    """Return each stage of the project in `folder` with the stages that it needs directly, in topological order.
 
-    With `targets`, return these stages and all that they need. Raises `UserError` for a target that is not a stage.
+    With `targets`, return only these stages and all that they need. Raises `UserError` if a target is not a stage.
     """
     with Repo(str(folder)) as repo:
         graph = repo.index.graph  # Edges run from the consumer to the producer.
@@ -47,13 +47,13 @@ def read_stale(folder: Path) -> set[str]:
 
 
 def read_metrics_diff(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return `old`, `new` and `diff` of the workspace against HEAD, by file and metric, as `dvc metrics diff` does."""
+    """Return `old`, `new` and `diff` between HEAD and the workspace, by file and metric, as `dvc metrics diff` does."""
     with Repo(str(folder)) as repo:
         diff: dict[str, dict[str, Any]] = repo.metrics.diff(all=True).get("diff", {})
         return diff
 
 
 def address(stage: Stage) -> str:
-    """Return the stage's name for DVC in the project's folder; DVC's own `addressing` is for the current folder."""
+    """Return the stage's address as seen from the project's folder, not from the current one as DVC's `addressing`."""
     file = stage.path_in_repo
     return str(stage.name if file == PROJECT_FILE else f"{file}:{stage.name}")

@@ -1,7 +1,7 @@
-"""Run a command that ends with whoever started it: `python -m flows.leash COMMAND ...`.
+"""Run a command that ends together with the process that started it: `python -m flows.leash COMMAND ...`.
 
-Standard input is the leash: a pipe whose other end the starter holds. When the starter closes it, or dies for any
-reason, the command and all its descendants are terminated, and killed if they do not end in time. Exits with the
+Standard input is the leash: a pipe whose other end the starting process holds. When that process closes it, or dies for
+any reason, the command and all its descendants are terminated, and killed if they do not end in time. Exits with the
 command's status.
 """
 
@@ -13,7 +13,7 @@ from threading import Event, Thread
 
 import psutil
 
-GRACE_S = 5  # between termination and kill
+GRACE_S = 5  # seconds between termination and kill
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def main() -> None:
     while os.read(sys.stdin.fileno(), 1):
         pass
     released.set()
-    # They are listed before any of them ends, because a process that outlives its parent is no longer a descendant.
+    # List them before any of them ends, because a process that outlives its parent is no longer a descendant.
     descendants = psutil.Process().children(recursive=True)
     for process in descendants:
         with suppress(psutil.NoSuchProcess):

@@ -15,7 +15,7 @@ TIMEOUT_S = 10
 
 
 def notify(flow: Flow[..., Any], flow_run: FlowRun, state: State[Any]) -> None:  # noqa: ARG001  # Prefect names them
-    """Post run, state, stage and its last lines as JSON; if that fails, log it without the secret address."""
+    """Post the run, its state, the stage and its last lines as JSON; log a failure to do so without the secret URL."""
     if not (url := os.environ.get(WEBHOOK)):
         return
     error = state.result(raise_on_failure=False) if state.is_failed() else None

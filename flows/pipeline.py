@@ -1,6 +1,6 @@
 """Run DVC's stages as Prefect tasks, independent ones at the same time, and save each run as a DVC experiment.
 
-`python -m flows.pipeline` runs it once, in place; prefect.yaml deploys it.
+`python -m flows.pipeline` runs the flow once, in place; prefect.yaml deploys it.
 """
 
 import os
@@ -41,7 +41,7 @@ from stages.core.machine.interrupt import interruptible
 
 
 def is_temporary(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Return whether a failed task may succeed if it is tried again."""
+    """Return whether a failed task may succeed if it is retried."""
     error = state.result(raise_on_failure=False)
     return isinstance(error, StageError) and error.temporary
 
@@ -99,12 +99,12 @@ def pipeline(
     """Bring the pipeline up to date.
 
     Args:
-        recipe: the recipe of params.yaml to train instead of the one that it names.
+        recipe: the recipe in params.yaml to train instead of the one that params.yaml selects.
         overrides: fields of params.yaml to change, such as `{"recipes.convnet.optimizer.lr": 0.01}`.
         force: run every stage, even if it is up to date.
-        targets: run only these stages and what they need.
+        targets: run only these stages and those that they need.
         in_place: work in the project's folder, as `dvc repro` does. Otherwise, work in a separate checkout and save it
-            as an experiment with the flow run's name.
+            as an experiment under the flow run's name.
     """
     end_with_the_worker()
     project, name = Path.cwd(), re.sub(r"[^A-Za-z0-9._-]+", "-", flow_run.name)
@@ -117,8 +117,10 @@ def pipeline(
         if in_place:
             return
         if stale := read_stale(folder):
-            # DVC would save their old outputs as if they were made of the new inputs.
-            get_run_logger().warning("not saved as an experiment: targets left out %s", ", ".join(sorted(stale)))
+            # DVC would save their old outputs as if they had been made from the new inputs.
+            get_run_logger().warning(
+                "not saved as an experiment, because the targets leave out %s", ", ".join(sorted(stale))
+            )
             return
         workspace.save(folder, name)
         if workspace.has_remote(folder):
@@ -131,7 +133,7 @@ def run_graph(folder: Path, graph: Mapping[str, set[str]], *, force: bool) -> No
     futures: dict[str, PrefectFuture[Any]] = {}
     with stopped_at_the_end(StageRunner(folder)) as runner:
         for stage, needed in graph.items():
-            if needed & stale:  # DVC decides when its turn comes, and may still find it unchanged.
+            if needed & stale:  # DVC decides when the stage's turn comes, and may still find it unchanged.
                 stale.add(stage)
             submit = run_stage.with_options(name=stage).submit
             wait_for = [futures[name] for name in needed]
@@ -157,11 +159,11 @@ def stopped_at_the_end(runner: StageRunner) -> Iterator[StageRunner]:
 
 
 def end_with_the_worker() -> None:
-    """End this process when the worker that started it, if there is one, dies; nothing else would end it."""
+    """End this process when the worker that started it, if any, dies, because nothing else would end it."""
     if "PREFECT__WORKER_NAME" not in os.environ:
         return
     parent = os.getppid()
-    # If the worker died while this process was importing, the process already has another parent.
+    # If the worker died while this process was importing modules, the process already has another parent.
     try:
         is_orphan = "worker" not in psutil.Process(parent).cmdline()
     except psutil.Error:
@@ -177,8 +179,8 @@ def end_with_the_worker() -> None:
 
 def main() -> None:
     parser = ArgumentParser("python -m flows.pipeline", description="Run the pipeline's flow once.")
-    parser.add_argument("targets", nargs="*", help="only these stages and what they need (default: all)")
-    parser.add_argument("-r", "--recipe", help="train this recipe of params.yaml")
+    parser.add_argument("targets", nargs="*", help="run only these stages and those that they need (default: all)")
+    parser.add_argument("-r", "--recipe", help="train this recipe from params.yaml")
     parser.add_argument(
         "-S", "--set-param", action="append", default=[], metavar="FIELD=VALUE",
         help="change a field of params.yaml, such as recipes.convnet.optimizer.lr=0.01",

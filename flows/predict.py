@@ -1,6 +1,6 @@
-"""Predict the labels of the images in a folder, as a table: `python -m flows.predict FOLDER`, without a Prefect server.
+"""Predict the labels of the images in a folder, and write them to a table: `python -m flows.predict FOLDER`.
 
-prefect.yaml deploys the same code as a flow.
+This needs no Prefect server. prefect.yaml deploys the same code as a flow.
 """
 
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
@@ -19,25 +19,26 @@ from stages.core.files.layout import FOLDERS, ONNX
 
 BATCH_SIZE = 256
 EPILOG = """\
-Files in the folder and below it are recognized by their content, whatever their suffix. These are read:
-  PNG, JPEG, WebP, GIF, BMP, TIFF   of any size, colored or grey; of an animation the first frame
-  IDX (also gzipped)                of 3-D bytes, as MNIST's images come
+Files in the folder and its subfolders are recognized by their content, whatever their suffix. These formats are read:
+  PNG, JPEG, WebP, GIF, BMP, TIFF   any size, coloured or grey; the first frame of an animation
+  IDX (also gzipped)                3-D arrays of bytes, such as MNIST's images
   .npy                              uint8 [H, W], [N, H, W], [H, W, 3] or [N, H, W, 3]
-Other files are skipped and counted, and the first of them are named. Hidden files (.*, __MACOSX, Thumbs.db) are only
+Other files are skipped and counted, and the first few are named. Hidden files (.*, __MACOSX, Thumbs.db) are only
 counted.
-An image that is damaged or blank becomes a row with its error.
+An image that is damaged or blank yields a row with its error.
 
-How an image of another size than the model's is made to fit depends on the data set (`centre_ink` in params.yaml).
+The data set determines how an image whose size is not the model's is made to fit (`centre_ink` in params.yaml).
 For drawings such as MNIST's, dark on light or light on dark, the ink is scaled and centred as in MNIST. For all other
 data sets, the whole image is resized, and its grey levels are never inverted.
 
-The output is predictions.parquet and predictions.csv: file, index (of the image within the file), label, confidence, a
-probability for each class, unsure (less confident than the threshold chosen on validation images), error.
-A run that was interrupted resumes where it stopped when it is started again."""
+The output is predictions.parquet and predictions.csv, with the columns file, index (of the image within the file),
+label, confidence, a probability for each class, unsure (whether the confidence is below the threshold that was chosen
+on validation images) and error.
+If a run was interrupted, the same command resumes it where it stopped."""
 
 
 def default_output(given: Path) -> Path:
-    """Return the folder for the tables about the images in `given`."""
+    """Return the default output folder for the images in `given`."""
     return FOLDERS / (given.resolve().stem or "root")
 
 
@@ -46,9 +47,9 @@ def predict(folder: str, output: str | None = None, model: str = str(ONNX), batc
     """Predict the label of every image in a folder.
 
     Args:
-        folder: the folder with the images, which may be in folders below it; or one file of images.
-        output: the folder for the tables; by default artifacts/predictions/NAME for a folder NAME.
-        model: the exported file to use.
+        folder: the folder with the images, which may be in subfolders, or a single file of images.
+        output: the folder for the tables; by default, artifacts/predictions/NAME for a folder NAME.
+        model: the exported model to use.
         batch_size: the number of images that are predicted together.
     """
     bar = cast("UUID", create_progress_artifact(0.0, key="predict-progress"))
@@ -67,15 +68,17 @@ def predict(folder: str, output: str | None = None, model: str = str(ONNX), batc
 
 
 def count_rows(result: FolderResult) -> list[dict[str, object]]:
-    """Return a row with the number of images for each label, and for the unsure ones and the errors."""
+    """Return a row with the number of images for each label, one for the unsure ones and one for the errors."""
     counts = {**result.by_class, "unsure among them": result.unsure, "errors": result.errors}
     return [{"label": label, "images": count} for label, count in counts.items()]
 
 
 def describe_result(result: FolderResult) -> str:
-    """Return the last line of the output."""
+    """Return the summary that is the last line of the output."""
     resumed = f", {result.resumed:,} of them by an earlier run" if result.resumed else ""
-    unproven = "" if result.proven else "; the model is not proven equal to the evaluated one; `make run` proves it"
+    unproven = (
+        "" if result.proven else "; the model is not verified to match the evaluated one; `make run` compares them"
+    )
     return (
         f"{result.examples:,} images{resumed}; {result.unsure:,} unsure, {result.errors:,} errors,"
         f" {describe_skipped(result.survey)}; see {result.table}{unproven}"
@@ -90,16 +93,16 @@ def main() -> None:
     parser.add_argument(
         "folder",
         type=Path,
-        help="folder with the images, also in folders below it (links to folders are not followed); or one file",
+        help="folder with the images, including its subfolders (links to folders are not followed), or a single file",
     )
     parser.add_argument("-o", "--output", type=Path, help=f"folder for the tables (default: {FOLDERS}/NAME)")
-    parser.add_argument("-m", "--model", type=Path, default=ONNX, help=f"the exported file (default: {ONNX})")
+    parser.add_argument("-m", "--model", type=Path, default=ONNX, help=f"exported model to use (default: {ONNX})")
     parser.add_argument(
         "-b",
         "--batch-size",
         type=int,
         default=BATCH_SIZE,
-        help=f"images predicted together (default: {BATCH_SIZE})",
+        help=f"number of images predicted together (default: {BATCH_SIZE})",
     )
     arguments = parser.parse_args()
     columns = (TextColumn("predict"), BarColumn(), TaskProgressColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""Show a run in Prefect: its stages, metrics against the base revision, confusion matrix and parity."""
+"""Show a run in Prefect: its stages, metrics compared with the base revision, confusion matrix and parity."""
 
 import base64
 import io
@@ -19,18 +19,18 @@ CELL = 48  # pixels
 
 
 def publish(folder: Path, states: Mapping[str, State[Any]]) -> None:
-    """Create the artifacts, without those whose files a failed run has not written."""
+    """Create Prefect's artifacts, except those whose files a failed run has not written."""
     rows = [stage_row(stage, state) for stage, state in states.items()]
     create_table_artifact(rows, key="stages", description="Result of each stage")
     if rows := metric_rows(read_metrics_diff(folder)):
-        create_table_artifact(rows, key="metrics", description="Metrics against the base revision")
+        create_table_artifact(rows, key="metrics", description="Metrics compared with the base revision")
     if (folder / PREDICTIONS).exists():
         picture = base64.b64encode(draw_confusion(pl.read_csv(folder / PREDICTIONS))).decode()
         create_image_artifact(f"data:image/png;base64,{picture}", key="confusion-matrix", description="Test split")
     if (folder / PARITY_DETAILS).exists():
         report = json.loads((folder / PARITY_DETAILS).read_text())
         rows = [{"measure": name, "value": value} for name, value in report.items() if not isinstance(value, dict)]
-        create_table_artifact(rows, key="parity", description="ONNX Runtime against PyTorch")
+        create_table_artifact(rows, key="parity", description="ONNX Runtime compared with PyTorch")
 
 
 def stage_row(stage: str, state: State[Any]) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def metric_rows(diff: Mapping[str, Any]) -> list[dict[str, str]]:
 
 
 def draw_confusion(predictions: pl.DataFrame) -> bytes:
-    """Return a PNG of the counts by label (rows) and prediction (columns), a cell for each."""
+    """Return a PNG of the confusion matrix: the counts by label (rows) and prediction (columns)."""
     size = int(predictions.select(pl.max_horizontal(pl.max("label", "prediction"))).item()) + 1
     font, edge = ImageFont.load_default(size=14), CELL * (size + 2)
     picture = Image.new("RGB", (edge, edge), "white")
@@ -73,7 +73,7 @@ def draw_confusion(predictions: pl.DataFrame) -> bytes:
     write((size - 1) / 2, size, "columns: prediction, rows: label")
     for label, prediction, count in predictions.group_by("label", "prediction").len().iter_rows():
         left, top = CELL * (prediction + 1), CELL * (label + 1)
-        # The shade depends on the power of ten, so that the few mistakes are visible.
+        # The shade depends on the number of digits, so that even a few mistakes are visible.
         shade = ("#deebf7", "#9ecae1", "#4292c6", "#08519c")[min(len(str(count)), 4) - 1]
         draw.rectangle((left, top, left + CELL - 1, top + CELL - 1), shade)
         write(prediction, label, str(count), "white" if count >= 100 else "black")

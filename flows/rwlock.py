@@ -1,7 +1,7 @@
 """Remove DVC's file .dvc/tmp/rwlock if a kill, ctrl-C or a full disk has left it unreadable.
 
-DVC lists in it which processes read and write what. It rewrites the file in place, and none of its commands works while
-the file cannot be read. `python -m flows.rwlock` checks the project in the current folder.
+The file lists which DVC processes read and write which paths. DVC rewrites it in place, and none of its commands works
+while the file cannot be read. `python -m flows.rwlock` checks the project in the current folder.
 """
 
 import json
@@ -14,7 +14,7 @@ from stages.core.files.errors import UserError, report_errors
 
 
 def is_readable(file: Path) -> bool:
-    """Return whether DVC can read the file; it can do without."""
+    """Return whether DVC can read the file, which need not exist."""
     try:
         json.loads(file.read_bytes())
     except FileNotFoundError:
@@ -25,7 +25,7 @@ def is_readable(file: Path) -> bool:
 
 
 def find_dvc(folder: Path) -> int | None:
-    """Return the process ID of a DVC command that runs in `folder`, if there is one."""
+    """Return the process ID of another DVC command that is running in `folder`, if there is one."""
     for process in psutil.process_iter(["pid", "cwd", "cmdline"]):
         words = {Path(word).name for word in process.info["cmdline"] or []}
         if process.info["cwd"] == str(folder.resolve()) and "dvc" in words and process.info["pid"] != os.getpid():
@@ -36,14 +36,14 @@ def find_dvc(folder: Path) -> int | None:
 def remove_torn_rwlock(folder: Path) -> None:
     """Remove the rwlock of the project in `folder` if it is unreadable and no other DVC process is at work there.
 
-    A DVC command that runs a stage still needs its entry in the file, although it writes the file only now and then.
+    A DVC command that is running a stage still needs its entry in the file, although it only rarely writes the file.
     """
     file = folder / ".dvc/tmp/rwlock"
     if is_readable(file):
         return
     if pid := find_dvc(folder):
         raise UserError(f"{file} is unreadable, and DVC process {pid} is still at work; try again when it has ended")
-    # These are imported only here because importing them adds half a second to `make run`.
+    # These are imported only here, because importing them would add half a second to `make run`.
     from dvc.lock import LockError, make_lock  # noqa: PLC0415
     from dvc.repo import Repo  # noqa: PLC0415
 
@@ -53,7 +53,7 @@ def remove_torn_rwlock(folder: Path) -> None:
             with make_lock(str(file.with_name("rwlock.lock")), tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
                 if not is_readable(file):
                     file.unlink()
-                    print(f"removed {file}, which an interrupted DVC process had left half-written")
+                    print(f"removed {file}, which an interrupted DVC process left half-written")
     except LockError as error:
         raise UserError(f"another DVC process is at work in {folder}: {error}") from error
 

@@ -1,6 +1,6 @@
-"""Run the pipeline on a schedule on this machine: `python -m flows.schedule`, until ctrl-C.
+"""Run the pipeline on a schedule on this machine, until ctrl-C: `python -m flows.schedule`.
 
-Starts a Prefect server on loopback with its data in .prefect/, creates the work pool and the deployments of
+Starts a Prefect server on loopback, with its data in .prefect/, creates the work pool and the deployments in
 prefect.yaml, and starts a worker.
 """
 
@@ -32,12 +32,12 @@ from stages.core.machine.interrupt import interruptible
 
 POOL = "vision-pipeline"
 WORKER = "schedule"
-MIN_LIFE_S = 5  # A worker that ends sooner would end again if it were restarted.
+MIN_LIFE_S = 5  # seconds; a worker that ends sooner would only end again if it were restarted
 
 
 @contextmanager
 def stopping(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
-    """Stop a process and its descendants at the end of the block by closing its standard input, and wait for them."""
+    """Stop a process and its descendants at the end of the block by closing its standard input, and wait for it."""
     try:
         yield process
     finally:
@@ -47,17 +47,17 @@ def stopping(process: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[byte
 
 
 def prefect(env: dict[str, str], *arguments: str) -> None:
-    """Run a prefect command to its end; raise `UserError` with its output if it fails."""
+    """Run a Prefect command and wait for it; raise `UserError` with its output if it fails."""
     done = subprocess.run([*PREFECT, *arguments], env=env, check=False, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"`prefect {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
 
 
 def crash_orphaned_runs(env: dict[str, str]) -> None:
-    """Mark the unfinished runs of a dead worker as crashed, which frees the places in the queue that they hold.
+    """Mark the unfinished runs of a dead worker as crashed, which frees the concurrency slots that they hold.
 
     A running run also reports its own end. A pending one cannot: either it has no process yet, or the server refuses to
-    start it. A worker puts its name on a run just after it has taken it, so a run without a name is the dead worker's.
+    start it. A worker labels a run with its name just after taking it, so a run without a label is the dead worker's.
     """
     unfinished = FlowRunFilterStateType(any_=[StateType.PENDING, StateType.RUNNING, StateType.CANCELLING])
     with temporary_settings({PREFECT_API_URL: env["PREFECT_API_URL"]}), get_client(sync_client=True) as client:
@@ -85,9 +85,9 @@ def serve(port: int) -> None:
         wait_until_healthy(server, env)
         prefect(env, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         prefect(env, "deploy", "--all")
-        print(f"schedule: running; see http://{HOST}:{port}, start a run with", flush=True)
+        print(f"schedule: running; see http://{HOST}:{port}; to start a run:", flush=True)
         print(f"  PREFECT_API_URL={env['PREFECT_API_URL']} prefect deployment run pipeline/on-demand", flush=True)
-        print("ctrl-C stops all of it", flush=True)
+        print("ctrl-C stops everything", flush=True)
         while server.poll() is None:
             crash_orphaned_runs(env)
             started = time.monotonic()
@@ -96,7 +96,7 @@ def serve(port: int) -> None:
                     time.sleep(1)
             # A run ends with its worker, and the next run needs a new one.
             if server.poll() is None:
-                print(f"schedule: the worker ended with status {worker.returncode}, starting another", flush=True)
+                print(f"schedule: the worker ended with status {worker.returncode}; starting another", flush=True)
             if time.monotonic() - started < MIN_LIFE_S:
                 raise UserError("the worker ends as soon as it starts")
     raise UserError(f"the Prefect server ended with status {server.returncode}")

@@ -15,7 +15,7 @@ from stages.core.files.errors import UserError
 
 PREFECT = [sys.executable, "-m", "prefect", "--no-prompt"]
 HOST = "127.0.0.1"
-START_S = 300  # A server's first start creates its database, which takes long on a busy machine.
+START_S = 300  # seconds; a server's first start creates its database, which takes a long time on a busy machine
 
 
 def environment(project: Path, port: int) -> dict[str, str]:
@@ -23,7 +23,7 @@ def environment(project: Path, port: int) -> dict[str, str]:
     defaults = {
         "PREFECT_HOME": str(project / ".prefect"),
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # A run that waits for its turn is postponed this long. A worker looks 10 s ahead, so it retries after 5 s.
+        # A run that has to wait is postponed by this much. A worker looks 10 s ahead, so it retries after 5 s.
         "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "15",
         "DO_NOT_TRACK": "1",
     }
@@ -32,9 +32,9 @@ def environment(project: Path, port: int) -> dict[str, str]:
 
 
 def start(env: dict[str, str], *arguments: str, stdout: int | None = None) -> subprocess.Popen[bytes]:
-    """Start a prefect command.
+    """Start a Prefect command.
 
-    It ends, with its descendants, when its standard input is closed or this process dies.
+    The command and its descendants end when its standard input is closed or this process dies.
     """
     return subprocess.Popen(
         [sys.executable, leash.__file__, *PREFECT, *arguments],
@@ -51,7 +51,7 @@ def start_server(env: dict[str, str], port: int, *options: str, stdout: int | No
 
 
 def wait_until_healthy(server: subprocess.Popen[bytes], env: dict[str, str]) -> None:
-    """Return once the server answers; raise `UserError` if it ends or takes longer than `START_S`."""
+    """Wait until the server responds; raise `UserError` if it ends or takes longer than `START_S`."""
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -69,8 +69,8 @@ def wait_until_healthy(server: subprocess.Popen[bytes], env: dict[str, str]) -> 
 def start_temporary_server() -> str:
     """Start a server that ends with this process, and return the address of its API.
 
-    The temporary server that Prefect itself starts is in the terminal's process group: ctrl-C ends it together with the
-    run, which then waits for minutes to report its own end.
+    A temporary server that Prefect itself starts is in the terminal's process group: ctrl-C ends it together with the
+    run, which then spends minutes trying to report its own end.
     """
     with socket.socket() as probe:
         probe.bind((HOST, 0))

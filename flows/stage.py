@@ -1,4 +1,4 @@
-"""Run stages as processes, `dvc repro --single-item`, that end with this one, and pass on their output line by line."""
+"""Run stages with `dvc repro --single-item` in processes that end with this one, and relay each line of the output."""
 
 import os
 import re
@@ -13,19 +13,19 @@ from flows import leash
 from stages.core.files.errors import UserError
 
 LAST_LINES = 20  # of the output, for the error message
-SETTLE_S = 10  # The leash has this long to end its processes.
+SETTLE_S = 10  # seconds that the leash has to end its processes
 
 
 class Outcome(StrEnum):
     """Name what DVC did to bring a stage up to date."""
 
     RAN = "Ran"
-    RESTORED = "Restored"  # DVC had the outputs of the same inputs in its cache.
+    RESTORED = "Restored"  # DVC's cache had the outputs for these inputs.
     UNCHANGED = "Unchanged"
 
 
 class StageError(UserError):
-    """Report a stage that failed; `temporary` says whether another try may succeed."""
+    """Report that a stage has failed; `temporary` says whether a retry may succeed."""
 
     def __init__(self, stage: str, lines: list[str], *, temporary: bool) -> None:
         super().__init__("\n".join([f"stage '{stage}' failed:", *lines]))
@@ -33,7 +33,7 @@ class StageError(UserError):
 
 
 class StageRunner:
-    """Run stages of the project in `folder`; it may be used from several threads."""
+    """Run stages of the project in `folder`, from any number of threads."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -41,7 +41,7 @@ class StageRunner:
         self.stopped = False
 
     def run(self, stage: str, on_line: Callable[[str], object], *, force: bool = False) -> Outcome:
-        """Bring one stage up to date, if its upstream stages are; raise `StageError` if it fails."""
+        """Bring one stage up to date, provided that its upstream stages are; raise `StageError` if it fails."""
         output: list[str] = []
         status = self.dvc(["repro", "--single-item", *(["--force"] if force else []), stage], output.append, on_line)
         text = "\n".join(output)
@@ -89,7 +89,7 @@ class StageRunner:
 
 
 def release(process: subprocess.Popen[str]) -> None:
-    """Close the leash, and kill whatever is left of the session."""
+    """Close the leash, and kill whatever is then left of the session."""
     assert process.stdin
     with suppress(BrokenPipeError):
         process.stdin.close()

@@ -1,4 +1,4 @@
-"""Provide the folder for a run: the project's own, or a checkout with DVC's cache that is saved as an experiment."""
+"""Provide the folder for a run: the project's own, or a checkout that shares its cache and becomes an experiment."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ CHECKOUTS = Path(".dvc/tmp/flows")
 
 
 def command(folder: Path, *arguments: str) -> str:
-    """Return the output of a command; raise `UserError` with its error output if it fails."""
+    """Run a command and return its output; raise `UserError` with its error output if it fails."""
     done = subprocess.run(arguments, cwd=folder, check=False, capture_output=True, text=True)
     if done.returncode:
         raise UserError(f"`{' '.join(arguments)}` failed in {folder}: {(done.stderr or done.stdout).strip()}")
@@ -26,7 +26,7 @@ def command(folder: Path, *arguments: str) -> str:
 
 
 def dvc(folder: Path, *arguments: str) -> str:
-    """Return the output of a DVC command; raise `UserError` if it fails."""
+    """Run a DVC command and return its output; raise `UserError` if it fails."""
     return command(folder, sys.executable, "-m", "dvc", *arguments)
 
 
@@ -38,11 +38,11 @@ def in_place(project: Path) -> Iterator[Path]:
 
 @contextmanager
 def isolated(project: Path, name: str) -> Iterator[Path]:
-    """Yield a checkout of the project's committed revision, with the cache's data in place; remove it afterwards."""
+    """Yield a checkout of the project's committed revision, with the data from the cache, and remove it afterwards."""
     root = project / CHECKOUTS
     root.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        # Another run must not sweep after this one's lock file is created and before it is locked.
+        # Another run must not sweep between the creation and the locking of this run's lock file.
         with locked(root.with_suffix(".lock"), wait=True):
             sweep(project)
             stack.enter_context(locked(root / f"{name}.lock"))
@@ -57,12 +57,12 @@ def isolated(project: Path, name: str) -> Iterator[Path]:
 def check_out(project: Path, folder: Path) -> None:
     """Create the checkout, with the project's settings, data and unfinished training runs."""
     command(project, "git", "worktree", "add", "--quiet", "--detach", str(folder), "HEAD")
-    # All checkouts share the checkpoints, so that a run can resume the training of one that died.
+    # All checkouts share the checkpoints, so that a run can resume the training run of one that died.
     checkpoints = project / CHECKPOINTS
     checkpoints.mkdir(parents=True, exist_ok=True)
     (folder / CHECKPOINTS).parent.mkdir(exist_ok=True)
     (folder / CHECKPOINTS).symlink_to(checkpoints)
-    # The remote may be set for this machine alone, and the checkout needs it, too.
+    # The remote may be configured for this machine only, and the checkout needs it, too.
     if (local := project / ".dvc/config.local").exists():
         shutil.copy(local, folder / ".dvc/config.local")
     with Repo(str(project)) as repo:
@@ -74,13 +74,13 @@ def check_out(project: Path, folder: Path) -> None:
 
 def save(folder: Path, name: str) -> None:
     """Save the checkout as the experiment `name` of its revision."""
-    # DVC notes its progress in refs that all checkouts of a repository share.
+    # DVC records its progress in refs that all checkouts of a repository share.
     with locked(folder.parent.with_suffix(".lock"), wait=True):
         dvc(folder, "exp", "save", "--force", "--name", name)
 
 
 def has_remote(folder: Path) -> bool:
-    """Return whether DVC has a remote."""
+    """Return whether a DVC remote is configured."""
     return bool(dvc(folder, "remote", "list"))
 
 
@@ -88,7 +88,7 @@ def push(project: Path, folder: Path, name: str) -> None:
     """Push the checkout's data to DVC's remote and, if git has a remote, the experiment to it."""
     dvc(folder, "push")
     for remote in command(project, "git", "remote").splitlines()[:1]:
-        # This runs in the project because in a worktree of a shallow clone, DVC looks for commits that are missing.
+        # This runs in the project, because DVC looks for missing commits in a worktree of a shallow clone.
         dvc(project, "exp", "push", "--no-cache", remote, name)
 
 
@@ -101,7 +101,7 @@ def remove(project: Path, folder: Path) -> None:
 
 
 def sweep(project: Path) -> None:
-    """Remove the checkouts of runs that died: the kernel has released their locks."""
+    """Remove the checkouts of runs that died, whose locks the kernel has released."""
     for lock in (project / CHECKOUTS).glob("*.lock"):
         try:
             with locked(lock):

@@ -1,7 +1,7 @@
-"""Serve the model, with a page to draw on: `python -m serving.app`, until ctrl-C.
+"""Serve the model, with a page to draw on, until ctrl-C: `python -m serving.app`.
 
-Reads artifacts/onnx/model.onnx, again whenever it changes, and for /model the files in artifacts/metrics/ and
-artifacts/details/parity.json.
+Reads artifacts/onnx/model.onnx, again whenever it changes, artifacts/details/parity.json, and for /model the files in
+artifacts/metrics/.
 Fails if there is no model, if the model does not work, or if the port is taken.
 
 Shape suffixes: N examples, K classes.
@@ -34,7 +34,7 @@ from stages.core.deploy.onnx_model import OnnxModel, is_proven
 from stages.core.files import layout
 from stages.core.files.errors import UserError, report_errors
 
-GRACE_S = 5  # seconds that open requests have to end when the service shuts down
+GRACE_S = 5  # seconds that open requests have to finish when the service shuts down
 PROBLEMS: dict[int | str, dict[str, Any]] = {status: {"model": Problem} for status in (400, 408, 413, 415, 422, 503)}
 TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {metrics.CONTENT_TYPE: {"schema": {"type": "string"}}}}}
 
@@ -42,7 +42,7 @@ router = APIRouter()
 
 
 def get_live_model(request: Request) -> LiveModel:
-    """Return the model of the service that got the request."""
+    """Return the model of the service that received the request."""
     return request.app.state.live
 
 
@@ -54,7 +54,7 @@ async def predict(
     """Classify pictures (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size, or pixels in JSON.
 
     If the model's `centre_ink` is true, a picture may be light on dark or dark on light, and what is drawn is scaled
-    and centred by its mass, as MNIST's digits were. Otherwise, the whole picture is resized, and its grey levels are
+    and centred on its centre of mass, as in MNIST. Otherwise, the whole picture is resized, and its grey levels are
     never inverted. Pixels in JSON are always taken as they are. A blank image is rejected, because there is nothing to
     classify.
     """
@@ -101,7 +101,7 @@ async def describe_model(request: Request) -> ModelFacts:
 
 
 def read_metrics(folder: Path) -> dict[str, Any]:
-    """Return the content of the readable files by their names; a stage may be writing one at this moment."""
+    """Return the content of the metrics files by name, without any that cannot be read while a stage writes it."""
     found = {}
     for path in sorted(folder.glob("*.json")):
         with suppress(OSError, ValueError):
@@ -141,7 +141,7 @@ async def describe_service(request: Request) -> dict[str, Any]:
 
 
 async def answer_error(_: Request, error: Exception) -> Response:
-    """Answer 4xx to what a handler has raised."""
+    """Turn an exception that a handler has raised into a response with a 4xx status."""
     match error:
         case UserError():
             return JSONResponse({"detail": str(error)}, 422)
@@ -150,22 +150,22 @@ async def answer_error(_: Request, error: Exception) -> Response:
             return JSONResponse({"detail": f"{'.'.join(map(str, first['loc']))}: {first['msg']}"}, 422)
         case _:
             assert isinstance(error, ClientDisconnect)
-            return Response(status_code=400)  # Nobody reads it.
+            return Response(status_code=400)  # Nobody will read it.
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     """Watch the model's file while the service runs."""
-    # More threads would only share the cores, and each may hold a large picture.
+    # More threads than cores would not be faster, and each may hold a large picture.
     to_thread.current_default_thread_limiter().total_tokens = os.cpu_count() or 1
     watch = asyncio.create_task(app.state.live.watch())
-    print(f"serving: draw at {app.state.url}; ctrl-C ends it", flush=True)
+    print(f"serving: draw at {app.state.url}; ctrl-C stops it", flush=True)
     yield
     watch.cancel()
 
 
 def build(live: LiveModel, url: str) -> FastAPI:
-    """Return the service of this model, which prints `url` when it is ready."""
+    """Return the service for this model, which prints `url` when it is ready."""
     app = FastAPI(
         title="vision-pipeline",
         version="1",
@@ -186,13 +186,13 @@ def build(live: LiveModel, url: str) -> FastAPI:
 def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens there; raise `UserError` if that is impossible."""
     try:
-        # The port is left out here, because getaddrinfo would keep only 16 bits of one that is too large.
+        # The port is left out here, because getaddrinfo would truncate a port that is too large to 16 bits.
         family, *_, (address, _, *scope) = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
         listener = socket.create_server((address, port, *scope), family=family)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{host}, port {port}: {reason}; --port chooses another one, 0 any that is free") from None
-    # asyncio sets this only for sockets that name their protocol. Without it, each answer waits for 40 ms.
+    # asyncio sets this only for sockets that name their protocol. Without it, each response is delayed by 40 ms.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -202,8 +202,8 @@ def main() -> None:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on (default: 127.0.0.1, this machine alone). WARNING: there is no authentication; "
-        "whoever reaches another address can use the service",
+        help="address to listen on (default: 127.0.0.1, this machine only). WARNING: there is no authentication; "
+        "anyone who can reach another address can use the service",
     )
     parser.add_argument("--port", type=int, default=8000, help="port to listen on (default: 8000; 0: any free one)")
     arguments = parser.parse_args()
@@ -216,10 +216,10 @@ def main() -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
-            log_level="error",  # Its warnings are about what clients do, who could fill the log with them.
+            log_level="error",  # Clients cause its warnings, and could fill the log with them.
             http=Connection,
             ws="none",
-            access_log=False,  # A query may hold secrets. Requests are counted in /metrics.
+            access_log=False,  # A query may contain secrets. Requests are counted in /metrics.
             server_header=False,
             headers=[("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer")],
             timeout_graceful_shutdown=GRACE_S,

@@ -11,10 +11,10 @@ from python_multipart.multipart import parse_options_header
 from stages.core.examples.image import FORMATS
 
 MAX_BODY = 16_000_000  # bytes
-MAX_READ = 3 * MAX_BODY  # bytes of a longer body that are read, because most clients read an answer only after sending
-MAX_HELD = 64 * MAX_BODY  # bytes of all bodies under way together
-RETRY_S = 1  # after which a client that got 503 may try again
-BODY_S = 30.0  # seconds in which a body must have arrived
+MAX_READ = 3 * MAX_BODY  # bytes read of a body that is too long, because most clients send all of it before they read
+MAX_HELD = 64 * MAX_BODY  # bytes of the bodies of all open requests together
+RETRY_S = 1  # seconds after which a client that got 503 may try again
+BODY_S = 30.0  # seconds within which a body must arrive
 PICTURES = tuple(f"image/{name.lower()}" for name in FORMATS)
 FORM, JSON = "multipart/form-data", "application/json"
 
@@ -24,11 +24,11 @@ class Body(NamedTuple):
 
     content: bytes
     kind: str
-    boundary: bytes | None  # of a form
+    boundary: bytes | None  # between the parts of a form
 
 
 class Room:
-    """Limit the memory that all bodies may take together; raise `HTTPException` when it is used up."""
+    """Limit the memory for all bodies together; raise `HTTPException` when it is used up."""
 
     def __init__(self) -> None:
         self.left = MAX_HELD
@@ -42,17 +42,17 @@ class Room:
 
 @asynccontextmanager
 async def received(request: Request, room: Room) -> AsyncGenerator[Body]:
-    """Yield a body of an allowed kind; raise `HTTPException` if it is too long, arrives too slowly or finds no room.
+    """Yield a body of an allowed kind; raise `HTTPException` if it is too long or too slow, or if there is no room.
 
-    While it arrives, a body takes only as much room as it has bytes so far, so that slow clients do not keep others
-    out. Once complete, it takes the room of the largest body, so that the queue for an answer stays shorter than
-    clients are willing to wait. The bytes are counted because Content-Length may be wrong or missing. The connection
-    is closed when a body is rejected, because an endless one would continue after the answer.
+    While it arrives, a body takes only as much room as the bytes received so far, so that slow clients do not shut
+    others out. Once complete, it takes the room of the largest body, which keeps the queue of waiting requests short
+    enough for clients to wait in. The bytes are counted because Content-Length may be wrong or missing. The connection
+    is closed when a body is rejected, because an endless body would continue after the response.
     """
     found, options = parse_options_header(request.headers.get("content-type"))
     kind = found.decode("latin-1")
     if kind not in (allowed := (*PICTURES, FORM, JSON)):
-        problem = f"Content-Type is {kind or 'missing'!r}, allowed are {', '.join(allowed)}"
+        problem = f"Content-Type is {kind or 'missing'!r}, allowed: {', '.join(allowed)}"
         raise HTTPException(415, problem, {"Connection": "close"})
     content, size, taken = bytearray(), 0, 0
     try:
@@ -70,7 +70,7 @@ async def received(request: Request, room: Room) -> AsyncGenerator[Body]:
             problem = f"the body did not arrive within the allowed {BODY_S:g} s"
             raise HTTPException(408, problem, {"Connection": "close"}) from None
         if size > MAX_BODY:
-            problem = f"the body has more than the {MAX_BODY:,} bytes that are allowed"
+            problem = f"the body has more than the allowed {MAX_BODY:,} bytes"
             raise HTTPException(413, problem, {"Connection": "close"})
         room.take(MAX_BODY - size)
         taken = MAX_BODY

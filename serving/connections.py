@@ -1,7 +1,7 @@
 """Close HTTP connections whose clients would keep the service waiting.
 
-Uvicorn limits only the time between two requests of a connection. It limits neither the time until the first request
-nor the time for headers that arrive byte by byte, nor that for an answer that the client does not read. The time for a
+Uvicorn limits only the time between two requests on a connection. It does not limit the time until the first request,
+the time for headers that arrive byte by byte, or the time for a response that the client does not read. The time for a
 body is limited where the body is read, in serving/body.py.
 """
 
@@ -11,8 +11,8 @@ from typing import cast
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-WAIT_S = 10.0  # seconds in which a client must send a request's headers, or read what it was sent
-CONNECTIONS = 512  # open at once: most systems let a process open 1024 files
+WAIT_S = 10.0  # seconds within which a client must send a request's headers, or read what it was sent
+CONNECTIONS = 512  # open at once; most systems let a process open 1024 files
 
 
 class Connection(H11Protocol):
@@ -34,7 +34,7 @@ class Connection(H11Protocol):
         self.timer = self.loop.call_later(WAIT_S, self.give_up, self.transport.get_write_buffer_size())
 
     def give_up(self, unread: int) -> None:
-        """Close the connection, unless its client has meanwhile read some of the `unread` bytes and others are left."""
+        """Close the connection, unless its client has since read some, but not all, of the `unread` bytes."""
         if 0 < self.transport.get_write_buffer_size() < unread:
             self.start_timer()
         else:
@@ -45,7 +45,7 @@ class Connection(H11Protocol):
             self.timer.cancel()
 
     def make_room(self) -> None:
-        """Close the connection whose client has been silent longest, or else the one that takes longest to send."""
+        """Close the connection whose client has been silent longest; if none is silent, the slowest to send a body."""
         waiting = (
             connection
             for connection in cast("set[Connection]", self.connections)

@@ -27,20 +27,20 @@ logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # It would log
 
 # A pixel is read as a float, because JSON does not distinguish 7.0 from 7.
 Grey = Annotated[float, Field(strict=True, ge=0, le=255, multiple_of=1, allow_inf_nan=False)]
-# Validation stops at the first error, because the messages of millions would take gigabytes.
+# Validation stops at the first error, because the messages for millions of errors would take gigabytes.
 Row = Annotated[list[Grey], FailFast()]
 Rows = Annotated[list[Row], FailFast()]
 
 
 class Pixels(BaseModel):
-    """Hold grey levels like those that the model was trained on; MNIST's are white on black."""
+    """Hold images as grey levels, like those that the model was trained on; MNIST's digits are white on black."""
 
     model_config = ConfigDict(extra="forbid")
     images: Annotated[list[Rows], Field(min_length=1, max_length=MAX_IMAGES), FailFast()]
 
 
 def to_inputs(body: Body, spec: Spec) -> NDArray[np.uint8]:
-    """Return inputs [N, 1, H, W] for the model: pictures are made to fit, pixels in JSON are taken as they are.
+    """Return inputs [N, 1, H, W] for the model: pictures are made to fit, while pixels in JSON are taken as they are.
 
     Raises `HTTPException` for a mistake in the request and `UserError` for a mistake in one of its pictures.
     """
@@ -51,20 +51,20 @@ def to_inputs(body: Body, spec: Spec) -> NDArray[np.uint8]:
 
 
 def to_rows(input_CHW: NDArray[np.uint8]) -> list[list[int]]:
-    """Return an input of the model as JSON has it: rows of grey levels."""
+    """Return an input of the model as rows of grey levels, for JSON."""
     return input_CHW[0].tolist()
 
 
 def parse_form(body: Body) -> list[tuple[str, bytes]]:
-    """Return names and contents of the pictures in a form; those without a file name come as its fields."""
+    """Return the names and contents of the pictures in a form; to the parser, one without a file name is a field."""
     files: list[tuple[str, bytes]] = []
 
     def take(name: bytes | None, field: bytes | None, content: bytes) -> None:
         if field != FIELD.encode():
             found = (field or b"").decode(errors="replace")
-            raise HTTPException(422, f"the form has a field {found!r}, allowed is only {FIELD!r}")
+            raise HTTPException(422, f"the form has a field {found!r}; the only allowed field is {FIELD!r}")
         if len(files) == MAX_IMAGES:
-            raise HTTPException(422, f"the form has more than the {MAX_IMAGES} files that are allowed")
+            raise HTTPException(422, f"the form has more than the allowed {MAX_IMAGES} files")
         files.append((name.decode(errors="replace") if name else f"file {len(files) + 1}", content))
 
     def take_file(file: File) -> None:
@@ -75,25 +75,25 @@ def parse_form(body: Body) -> list[tuple[str, bytes]]:
         take(None, field.field_name, field.value or b"")
 
     try:
-        config = {"MAX_MEMORY_FILE_SIZE": MAX_BODY}  # It keeps the parser from writing temporary files.
+        config = {"MAX_MEMORY_FILE_SIZE": MAX_BODY}  # This keeps the parser from writing temporary files.
         parser = FormParser(FORM, take_field, take_file, boundary=body.boundary, config=config)
         parser.write(body.content)
         parser.finalize()
     except FormParserError as error:
         raise HTTPException(400, f"the form is invalid: {error}") from None
     if not files:
-        raise HTTPException(422, f"the form has no field {FIELD!r} with a picture, or no end")
+        raise HTTPException(422, f"the form has no field {FIELD!r} with a picture, or is incomplete")
     return files
 
 
 def read_pictures(files: list[tuple[str, bytes]], spec: Spec) -> NDArray[np.uint8]:
-    """Return the inputs that pictures, given by name and content, become."""
+    """Return the inputs for the model that are made from pictures, which are given by name and content."""
     inputs, pixels = [], 0
     for name, content in files:
         grey_HW = image.decode(content, name)
         pixels += grey_HW.size
         if pixels > MAX_PIXELS:
-            raise UserError(f"the pictures up to {name} have {pixels:,} pixels, allowed are {MAX_PIXELS:,} in all")
+            raise UserError(f"the pictures up to {name} have {pixels:,} pixels, allowed: at most {MAX_PIXELS:,} in all")
         inputs.append(image.to_input(grey_HW, name, spec))
     return np.stack(inputs)
 
@@ -110,7 +110,7 @@ def parse_pixels(content: bytes, height: int, width: int) -> NDArray[np.uint8]:
         widths = {len(row) for row in rows}
         if len(rows) != height or widths != {width}:
             found = f"{len(rows)} rows of {' or '.join(map(str, sorted(widths))) or 'no'} pixels"
-            raise HTTPException(422, f"images.{index}: has {found}, allowed are {height} rows of {width} pixels")
+            raise HTTPException(422, f"images.{index}: has {found}, must have {height} rows of {width} pixels")
     images_NHW = np.array(images, np.uint8)
     blank_N = images_NHW.min(axis=(1, 2)) == images_NHW.max(axis=(1, 2))
     if blank_N.any():
@@ -132,7 +132,7 @@ def describe_bodies(spec: Spec) -> dict[str, Any]:
         "minItems": height,
         "maxItems": height,
         "items": row,
-        "description": "rows of grey levels like those of the training images (MNIST: white on black), not all equal",
+        "description": "rows of grey levels, like those of the training images (MNIST: white on black), not all equal",
     }
     images = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": rows}
     files = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": {"type": "string", "format": "binary"}}

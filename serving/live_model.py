@@ -1,4 +1,4 @@
-"""Hold the model that is served, and replace it when its file changes to another one that works.
+"""Hold the model that is served, and replace it when its file is replaced by another model that works.
 
 Shape suffixes: N examples, K classes.
 """
@@ -14,21 +14,21 @@ from stages.core.deploy.onnx_model import OnnxModel
 from stages.core.examples.image import adversarial, check_readable
 from stages.core.files.errors import UserError
 
-INTERVAL_S = 1.0  # between two checks of the file
-THREADS = 1  # Requests are shared among the cores. Threads that share one small input mostly wait for each other.
-TOLERANCE = 1e-3  # It leaves room for float32 sums in another order.
+INTERVAL_S = 1.0  # seconds between two checks of the file
+THREADS = 1  # Requests are spread over the cores. Threads that share one small input mostly wait for each other.
+TOLERANCE = 1e-3  # This allows for float32 sums that are computed in a different order.
 NOISE_INPUTS = 6
 
 log = logging.getLogger("serving")
 
 
 class LiveModel:
-    """Hold the model in a file; while the file is missing or rejected, the last model that worked.
+    """Hold the model in a file or, while the file is missing or rejected, the last model that worked.
 
     Attributes:
-        model: the model that answers. Read it once for a request, because it may be replaced at any moment.
+        model: the model that is served. Read it once per request, because it may be replaced at any moment.
         since: when it was loaded.
-        rejected: why the present content of the file is not served, or None.
+        rejected: why the current content of the file is not served, or None.
     """
 
     def __init__(self, path: Path) -> None:
@@ -58,14 +58,14 @@ class LiveModel:
             log.info("model %s is served", self.model.sha256[:12])
 
     async def watch(self) -> None:
-        """Check the file until this is cancelled."""
+        """Check the file at regular intervals until this task is cancelled."""
         while True:
             await asyncio.sleep(INTERVAL_S)
             await asyncio.to_thread(self.refresh)
 
 
 def read_stamp(path: Path) -> tuple[int, int, int] | None:
-    """Return a value that changes when the file is replaced or written to; None if there is no file."""
+    """Return a value that changes when the file is replaced or written to, or None if there is no file."""
     try:
         found = path.stat()
     except OSError:
@@ -74,7 +74,7 @@ def read_stamp(path: Path) -> tuple[int, int, int] | None:
 
 
 def load(path: Path) -> OnnxModel:
-    """Return the model after checking it; raise `UserError` for any other file, whatever is wrong with it."""
+    """Return the model in a file if it works; otherwise raise `UserError`, whatever is wrong with the file."""
     try:
         model = OnnxModel(path, THREADS)
         check_readable(model.spec, path)
@@ -89,7 +89,7 @@ def load(path: Path) -> OnnxModel:
 
 
 def find_violations(model: OnnxModel) -> list[str]:
-    """Return the rules that the answers to extreme and to random inputs violate, each alone and all in one batch."""
+    """Return the rules that the outputs for extreme and random inputs violate, each alone and all in one batch."""
     inputs = np.concatenate([*adversarial(model.spec, NOISE_INPUTS, seed=1).values()])
     logits_NK, probabilities_NK = model.run(inputs)
     if logits_NK.shape != (len(inputs), len(model.spec.classes)) or not np.isfinite(logits_NK).all():

@@ -11,29 +11,29 @@ from stages.core.deploy.onnx_model import OnnxModel
 
 REQUESTS = Counter("requests", "Requests by path and status", ["path", "status"])
 SECONDS = Histogram(
-    "request_seconds", "From a request's head to its answer's end", ["path"],
+    "request_seconds", "Seconds from a request's headers to the end of the response", ["path"],
     buckets=(0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10),
 )  # fmt: skip
-IMAGES = Counter("images", "Images answered, by label and whether the model was unsure", ["label", "unsure"])
+IMAGES = Counter("images", "Images classified, by label and whether the model was unsure", ["label", "unsure"])
 MODEL = Gauge("model_info", "1 for the model that is served", ["sha256", "recipe", "dataset"])
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 
 def count_answer(label: str, *, unsure: bool) -> None:
-    """Count one image that was answered."""
+    """Count one image that was classified."""
     IMAGES.labels(label, str(unsure).lower()).inc()
 
 
 def render(model: OnnxModel) -> bytes:
-    """Return all figures in Prometheus' text format, with the model that is served now."""
+    """Return all metrics in Prometheus's text format, with the model that is served now."""
     MODEL.clear()
     MODEL.labels(model.sha256, model.metadata.get("recipe"), model.metadata.get("dataset")).set(1)
     return generate_latest()
 
 
 class Measured:
-    """Count requests and the seconds that they take, all paths that do not exist as one; answer HEAD like GET."""
+    """Count requests and the seconds that they take, with all unknown paths as one; answer HEAD like GET."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -54,7 +54,7 @@ class Measured:
 
         try:
             await self.app(scope, receive, send_and_note)
-        except asyncio.CancelledError:  # The service is shutting down, and the time for open requests is over.
+        except asyncio.CancelledError:  # The service is shutting down, and the time for open requests is up.
             if not answered:
                 await JSONResponse({"detail": "the service is shutting down"}, 503)(scope, receive, send_and_note)
         finally:

@@ -9,7 +9,7 @@ PAGE = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
 
 
 def security_policy(html: str) -> str:
-    """Return a Content-Security-Policy that allows what is in the page and requests to this service, nothing else."""
+    """Return a Content-Security-Policy that allows only what is in the page and requests to this service."""
 
     def allowed(tag: str) -> str:
         (content,) = re.findall(f"<{tag}>(.*?)</{tag}>", html, re.DOTALL)

@@ -1,7 +1,7 @@
 """Provide a tiny data set of IDX files, a workspace and a clone of the project that use it, and a browser."""
 
-# The process that distributes the tests imports this module, too, before its workers start. So whatever takes seconds
-# to import is imported where it is used.
+# The process that distributes the tests imports this module, too, before its workers start. Modules that take seconds
+# to import are therefore imported where they are used.
 from __future__ import annotations
 
 import hashlib
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
 pytest_plugins = ["tests.faults.counts"]
-os.environ["OMP_NUM_THREADS"] = "1"  # Tests run in parallel, where threads that wait for each other starve.
-SERVERS = {"prefect_env", "s3_endpoint", "browser"}  # fixtures that start a server, which takes long
+os.environ["OMP_NUM_THREADS"] = "1"  # Tests run in parallel, and threads that wait for each other would starve.
+SERVERS = {"prefect_env", "s3_endpoint", "browser"}  # fixtures that start a server or a browser, which takes long
 PROJECT = Path(__file__).parent.parent
 CLASSES = [str(digit) for digit in range(10)]
 
 
-@pytest.hookimpl(tryfirst=True)  # The marks must be there before `-m` deselects by them.
+@pytest.hookimpl(tryfirst=True)  # The markers must be set before `-m` selects by them.
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use a server as slow, and have one process of the run start each server for all of them.
+    """Mark the tests that use a server as slow, and group them so that each server is started by only one worker.
 
-    Tests that wait for the whole graph to run come first, because that takes longest.
+    Tests that need a run of the whole graph come first, because that takes longest.
     """
     items.sort(key=lambda item: "undisturbed" not in getattr(item, "fixturenames", ()))
     for item in items:
@@ -44,7 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def make_images(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Return images uint8 [count, 28, 28] and labels, each class equally often; a bright square's place tells it."""
+    """Return images uint8 [count, 28, 28] with a bright patch whose position depends on the class, and the labels.
+
+    All classes are equally frequent.
+    """
     import numpy as np
 
     labels = np.arange(count, dtype=np.uint8) % 10
@@ -56,12 +59,12 @@ def make_images(count: int, seed: int) -> tuple[NDArray[np.uint8], NDArray[np.ui
 
 
 def make_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return a folder that `make` fills once for all processes of this test run; no test may change it."""
+    """Return a folder that `make` fills once for all processes of this test run; tests must not change it."""
     from stages.core.files.atomic import remove
     from stages.core.files.exclusive import locked
 
     base = factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:  # Each worker has its own folder within that of the run.
+    if "PYTEST_XDIST_WORKER" in os.environ:  # Each worker has its own folder within the folder of the test run.
         base = base.parent
     folder, made = base / name, base / f"{name}.made"
     with locked(base / f"{name}.lock", wait=True):
@@ -88,7 +91,7 @@ def tiny_idx(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny_params(idx: Path) -> dict[str, Any]:
-    """Return the project's params.yaml, changed to use the data set in `idx` and to take seconds."""
+    """Return the project's params, changed to use the data set in `idx` and to run in seconds."""
     from stages.core.data.idx import FILES
 
     params: dict[str, Any] = YAML(typ="safe").load(PROJECT / "params.yaml")
@@ -107,7 +110,7 @@ def tiny_params(idx: Path) -> dict[str, Any]:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    """The first true value of `condition()`."""
+    """Wait until `condition()` returns a true value, and return that value; fail after `seconds`."""
     deadline = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {seconds} s"
@@ -126,7 +129,7 @@ def params(tiny_idx: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def workspace(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with the tiny params.yaml, and the current one: a stage's `main()` works in it."""
+    """Return a folder that holds only the tiny params.yaml, and make it the current one, for a stage's `main()`."""
     write_params(params, tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -134,7 +137,7 @@ def workspace(tmp_path: Path, params: dict[str, Any], monkeypatch: pytest.Monkey
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
-    """Return a folder in which all stages have run undisturbed on tiny data; copy it, do not change it."""
+    """Return a folder in which all stages have run on tiny data, without interruption; copy it, do not change it."""
     from stages.core.files.exclusive import exclusive
 
     def make(folder: Path) -> None:
@@ -150,7 +153,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """Run a Chromium; if this machine has none, skip the test."""
+    """Run Chromium, or skip the test if this machine does not have it."""
     from playwright.sync_api import Error, sync_playwright
 
     from tests.browser import ARGUMENTS, find_browser
@@ -158,10 +161,10 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         path = find_browser(playwright)
         if not path:
-            pytest.skip("no Chromium or Chrome here; `python -m tests.browser` installs one if it can")
+            pytest.skip("no Chromium or Chrome found; `python -m tests.browser` installs one if it can")
         try:
             launched = playwright.chromium.launch(executable_path=path, args=ARGUMENTS, chromium_sandbox=False)
-        except Error as error:  # such as from the launcher of a package that is not installed
+        except Error as error:  # It may be only the launcher of a package that is not installed.
             pytest.skip(f"{path} does not start: {error}")
         yield launched
         launched.close()
@@ -176,7 +179,7 @@ class Clone:
     def run(
         self, *command: str, check: bool = True, env: Mapping[str, str] | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run a command in the clone with this environment's programs first on the path; output as one text."""
+        """Run a command in the clone; its standard output and error are both in `stdout` of the result."""
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -191,7 +194,10 @@ class Clone:
 
     @staticmethod
     def environment(env: Mapping[str, str]) -> dict[str, str]:
-        """This process's, this interpreter's programs first, without what a test runner's own flow run would set."""
+        """Return this process's environment, changed by `env`, with this interpreter's programs first on the path.
+
+        Prefect's variables are left out, because the tests may themselves be running in a flow run.
+        """
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return {**inherited, "PATH": path, **env}
@@ -202,7 +208,7 @@ class Clone:
 
 @pytest.fixture
 def clone(tmp_path: Path, params: dict[str, Any]) -> Clone:
-    """The project on tiny data, committed."""
+    """Return a clone of the project that uses the tiny data and is committed."""
     return make_clone(tmp_path / "clone", params)
 
 
@@ -225,13 +231,13 @@ def make_clone(folder: Path, params: dict[str, Any]) -> Clone:
 
 @pytest.fixture
 def copied(finished: Path, tmp_path: Path) -> Path:
-    """Return a copy of `finished`."""
+    """Return a copy of `finished` that the test may change."""
     return shutil.copytree(finished, tmp_path / "copied")
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Clone:
-    """Return the project after an undisturbed `dvc repro`, its log beside the folder; copy it, do not change it."""
+    """Return the project after a whole `dvc repro`, with its log beside the folder; copy it, do not change it."""
 
     def make(folder: Path) -> None:
         output = make_clone(folder, tiny_params(tiny_idx)).run("dvc", "repro").stdout

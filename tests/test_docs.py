@@ -1,4 +1,4 @@
-"""README and docs: every command line runs, every link leads somewhere, the reference is up to date."""
+"""Test README and docs: every command line works, every link leads somewhere, and the reference is up to date."""
 
 import json
 import re
@@ -23,7 +23,7 @@ from tests.conftest import PROJECT, Clone, tiny_params, wait_for
 PAGES = [Path(name) for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
 PAGES += sorted(path.relative_to(PROJECT) for path in (PROJECT / "docs").glob("*.md"))
 README_LINES = 120
-# Paths that the pages name and that no stage and no commit has written.
+# Paths that the pages name, but that are neither in the repository nor the output of a stage.
 WRITTEN = {
     Path(name)
     for name in (
@@ -42,7 +42,8 @@ OF_DVC = ["Unable to acquire lock", "Unable to read RWLock-file"]  # messages th
 class Run(NamedTuple):
     """Run the command in a clone of the project on tiny data, in the order of its page.
 
-    `instead` takes its place. With a `target`, an experiment runs only this stage and those before it.
+    If `instead` is given, run that in its place. If `target` is given, an experiment runs only this stage and those
+    before it.
     """
 
     instead: str = ""
@@ -50,28 +51,28 @@ class Run(NamedTuple):
 
 
 class Serve(NamedTuple):
-    """Start the command in the clone, wait until it prints `ready`, and stop it."""
+    """Start `instead` in the clone, wait until it prints `ready`, and stop it."""
 
     instead: str
     ready: str
 
 
 class Ask(NamedTuple):
-    """Run the command against the service, whose real port takes the place of 8000."""
+    """Run the command while the service is running, with the service's port in place of 8000."""
 
 
 class Override(NamedTuple):
-    """Only check that the project's params.yaml takes the values behind -S: a run takes long, or other hardware."""
+    """Only check that params.yaml accepts the values of -S, because a run takes long or needs other hardware."""
 
 
 class Help(NamedTuple):
-    """Only check that the help of `program` has the options: the command needs a server, or never ends."""
+    """Only check that the help of `program` has the options, because the command needs a server or never ends."""
 
     program: str
 
 
 class DryRun(NamedTuple):
-    """Only ask make what it would do: the target takes long, changes the environment or needs the network."""
+    """Only do a dry run, because the target takes long, changes the environment or needs the network."""
 
 
 class NotRun(NamedTuple):
@@ -187,7 +188,7 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
 
 
 def anchors(path: Path) -> set[str]:
-    """Return the anchors that GitHub, and MyST like it, gives to the headings of a page."""
+    """Return the anchors that GitHub gives to the headings of a page, as does MyST."""
     headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -200,13 +201,13 @@ def test_every_path_in_code_exists(page: Path) -> None:
     for code in re.findall(r"`([^`\n]+)`", without_blocks(read(page))):
         is_path = code.split("/")[0] in roots or re.search(r"/.*\.(py|md|yaml|json|parquet|npy|html)$", code)
         if is_path and re.fullmatch(r"\.?\w[\w./*-]*", code):
-            known = {Path(code), "artifacts" / Path(code)} & outputs  # A table of outputs leaves out the folder.
+            known = {Path(code), "artifacts" / Path(code)} & outputs  # A table of outputs omits the folder.
             assert known or any(PROJECT.glob(code.rstrip("/"))), code
 
 
 def test_the_configuration_reference_is_up_to_date() -> None:
     page = read(reference.PAGE)
-    assert page == reference.render(), "`python -m docs.reference` writes it"
+    assert page == reference.render(), "run `python -m docs.reference`"
 
 
 def test_every_field_of_the_configuration_is_described() -> None:
@@ -216,10 +217,10 @@ def test_every_field_of_the_configuration_is_described() -> None:
 
 
 def test_the_troubleshooting_page_quotes_messages_as_they_are() -> None:
-    """Every part of a message in the first column stands in the code, but for DVC's."""
+    """Check that every part of a message in the first column occurs in the code, unless DVC prints the message."""
     files = [file for name in ("stages", "flows", "serving") for file in (PROJECT / name).rglob("*.py")]
     code = "\n".join([*(file.read_text(encoding="utf-8") for file in files), *OF_DVC])
-    code = re.sub(r"\"\n\s*f?\"", "", code)  # A string may be written in parts.
+    code = re.sub(r"\"\n\s*f?\"", "", code)  # A string may be split over several lines.
     rows = re.findall(r"^\| (`.*?) \|", read(Path("docs/troubleshooting.md")), re.MULTILINE)
     messages = [message for row in rows for message in re.findall(r"`+ ?(.*?) ?`+", row)]
     parts = [part.strip() for message in messages for part in re.split("…|, |'", message)]
@@ -244,7 +245,7 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 
 @pytest.fixture
 def project(repeated: Clone, tiny_idx: Path) -> Clone:
-    """A clone whose stages have run and are committed, with what the pages suppose: pictures, and a second data set."""
+    """Return a clone with a committed run and what the pages take for granted: pictures, and a second data set."""
     params: dict[str, Any] = YAML(typ="safe").load(repeated.folder / PARAMS)
     tiny = tiny_params(tiny_idx)["datasets"]["tiny"]
     params["datasets"]["fashion-mnist"].update(sources=tiny["sources"], sha256=tiny["sha256"])
@@ -268,7 +269,7 @@ def picture(suffix: str) -> bytes:
 
 @contextmanager
 def serving(clone: Clone, command: str, ready: str) -> Iterator[str]:
-    """Run a server in the clone; yield what it had printed when it was ready, and stop it."""
+    """Run a server in the clone; yield what it has printed once it is ready, and stop it afterwards."""
     log = clone.folder.with_suffix(".server.log")
     with log.open("w") as file:
         process = subprocess.Popen(

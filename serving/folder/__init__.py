@@ -1,1 +1,1 @@
-"""Predict the labels of all examples in a folder, as a table."""
+"""Predict the labels of all examples in a folder, and write them to a table."""

@@ -1,4 +1,4 @@
-"""Divide the examples of a folder into chunks that fit into memory and are predicted together."""
+"""Divide the examples in a folder into chunks that fit into memory and are predicted together."""
 
 from collections.abc import Iterator
 from math import prod
@@ -10,21 +10,24 @@ from numpy.typing import NDArray
 from serving.folder.discovery import BROKEN, Source, map_npy
 from stages.core.data.idx import read_parts
 
-CHUNK_BYTES = 1 << 24  # Of large examples in an array, fewer than the batch size are read at once.
+CHUNK_BYTES = 1 << 24  # If the examples in an array are large, fewer than the batch size are read at once.
 
 
 class Chunk(NamedTuple):
-    """Hold examples that are predicted together: files, or consecutive examples of one array, or one error."""
+    """Hold examples that are predicted together: files, consecutive examples of one array, or a single error."""
 
     number: int
     sources: list[Source]
-    start: int = 0  # the index in the array of the first example
+    start: int = 0  # the first example's index in the array
     array: NDArray[np.uint8] | None = None  # some of an array's examples
     error: str | None = None
 
 
 def read_chunks(sources: Iterator[Source], batch_size: int, skip: int) -> Iterator[Chunk]:
-    """Yield all examples in order, without the first `skip` chunks; the borders depend on the sources alone."""
+    """Yield all examples in order, without the first `skip` chunks.
+
+    The boundaries of the chunks depend only on the sources and the batch size.
+    """
     number, pictures = 0, list[Source]()
     for source in sources:
         if not source.examples:
@@ -49,7 +52,7 @@ def read_chunks(sources: Iterator[Source], batch_size: int, skip: int) -> Iterat
 
 
 def read_array(source: Source, step: int, number: int, skip: int) -> Iterator[Chunk]:
-    """Yield the chunks of an array without the first `skip`, counted from `number`; damage becomes the last one."""
+    """Yield the chunks of an array, numbered from `number`, without the first `skip`; end at damage with an error."""
     idx = source.kind == "idx"
     parts = read_parts(source.path, source.shape, step, skip) if idx else read_npy(source, step, skip)
     for turn in range(skip, -(-source.examples // step)):
@@ -59,7 +62,7 @@ def read_array(source: Source, step: int, number: int, skip: int) -> Iterator[Ch
         except BROKEN as error:
             yield chunk._replace(error=f"{source.name} is damaged: {error}")
             return
-        if part is None:  # The damage is before this place, so it has been reported already.
+        if part is None:  # The damage lies before this chunk, so it has already been reported.
             return
         yield chunk._replace(array=part)
 
@@ -67,6 +70,6 @@ def read_array(source: Source, step: int, number: int, skip: int) -> Iterator[Ch
 def read_npy(source: Source, step: int, skip: int) -> Iterator[NDArray[np.uint8]]:
     """Yield the examples in a .npy file, `step` at a time, without the first `skip` parts."""
     for start in range(skip * step, source.examples, step):
-        # It is mapped anew for each part, because pages that were read count as this process's memory until then.
+        # The file is mapped again for each part, because pages that were read count as memory until it is unmapped.
         array = map_npy(source.path).reshape(source.shape)
         yield np.array(array[start : start + step], order="C")

@@ -14,14 +14,14 @@ from stages.core.examples import image
 from stages.core.files.errors import UserError
 
 SUPPORTED = f"{', '.join(image.FORMATS)}, IDX and .npy"
-HIDDEN = ("__MACOSX", "Thumbs.db")  # macOS and Windows create these; names that begin with a dot count, too.
+HIDDEN = ("__MACOSX", "Thumbs.db")  # macOS and Windows create these. Names that begin with a dot are hidden, too.
 NPY = b"\x93NUMPY"
 IDX_IMAGES = idx.signature(3)
 BROKEN = (OSError, EOFError, ValueError, zlib.error)  # Reading a file can raise these.
 
 
 class Source(NamedTuple):
-    """Hold a file and what was recognized in it; a file that cannot be read has an `error` and becomes one row."""
+    """Hold a file and what was recognized in it; a file that cannot be read has an `error` and yields one row."""
 
     path: Path
     name: str
@@ -31,7 +31,7 @@ class Source(NamedTuple):
 
     @property
     def examples(self) -> int:
-        """Return the number of rows that the file becomes."""
+        """Return the number of rows that the file yields."""
         if self.kind in ("idx", "npy"):
             return self.shape[0]
         return int(self.kind == "picture")
@@ -54,17 +54,17 @@ def find_sources(given: Path) -> Iterator[Source]:
             relative = printable(path.relative_to(given).as_posix())
             if name in hidden:
                 yield Source(path, relative, "hidden")
-            elif path.is_file():  # Pipes and dangling links are left out.
+            elif path.is_file():  # Pipes and dangling symbolic links are left out.
                 yield recognize(path, relative)
 
 
 def printable(name: str) -> str:
-    """Return a file's name with the bytes that are not UTF-8 escaped, because a table cannot hold them."""
+    """Return a file's name with any bytes that are not UTF-8 escaped, because a table cannot hold them."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def recognize(path: Path, name: str) -> Source:
-    """Recognize a file by its first bytes; the suffix only says what a damaged file was meant to be."""
+    """Recognize a file by its first bytes; its suffix only shows what a damaged file was meant to be."""
     suffix = path.suffix.lower()
     try:
         with path.open("rb") as file:
@@ -84,7 +84,7 @@ def recognize(path: Path, name: str) -> Source:
 
 
 def recognize_idx(path: Path, name: str, *, zipped: bool) -> Source:
-    """Recognize IDX images, gzipped or not; any other gzip file counts as one without examples."""
+    """Recognize IDX images, gzipped or not; any other gzip file counts as a file without examples."""
     with idx.open_idx(path) as file:
         if file.read(len(IDX_IMAGES)) != IDX_IMAGES:
             return Source(path, name, "other")
@@ -101,5 +101,5 @@ def map_npy(path: Path) -> NDArray[Any]:
         return np.lib.format.open_memmap(path, mode="r")
     except OSError:
         raise
-    except Exception as error:  # Its header is Python source, and is read as such.
+    except Exception as error:  # The header is a Python literal, and parsing it can raise almost anything.
         raise ValueError(f"it is not a .npy file: {error}") from error

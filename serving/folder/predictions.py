@@ -1,4 +1,4 @@
-"""Predict chunks of examples, a few ahead of the one that is needed next.
+"""Predict chunks of examples in threads, a few chunks ahead of the one that is needed next.
 
 Shape suffixes: N examples, K classes.
 """
@@ -22,7 +22,7 @@ from stages.core.files.errors import UserError
 def predict_ahead(
     pool: ThreadPoolExecutor, model: OnnxModel, chunks: Iterator[Chunk], limit: int
 ) -> Iterator[tuple[Chunk, pl.DataFrame]]:
-    """Yield the predictions in the order of the chunks, of which at most `limit` are held."""
+    """Yield the predictions in the order of the chunks, holding at most `limit` chunks at a time."""
     waiting: deque[tuple[Chunk, Future[pl.DataFrame]]] = deque()
     for chunk in chunks:
         waiting.append((chunk, pool.submit(predict, model, chunk)))
@@ -34,7 +34,7 @@ def predict_ahead(
 
 
 def predict(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
-    """Return the rows of a chunk, in the columns of `results.schema`."""
+    """Return the rows for a chunk, with the columns of `results.schema`."""
     inputs, errors = read_inputs(chunk, model.spec)
     good_N = np.array([error is None for error in errors])
     classes = model.spec.classes
@@ -63,7 +63,7 @@ def predict(model: OnnxModel, chunk: Chunk) -> pl.DataFrame:
 
 
 def read_inputs(chunk: Chunk, spec: Spec) -> tuple[NDArray[np.uint8], list[str | None]]:
-    """Return the inputs of the examples that can be predicted, and for each example of the chunk its error or None."""
+    """Return the inputs for the examples that can be predicted, and for each example of the chunk its error or None."""
     if chunk.error:
         return np.empty((0, *spec.shape), np.uint8), [chunk.error]
     if chunk.array is not None:
@@ -80,10 +80,10 @@ def read_inputs(chunk: Chunk, spec: Spec) -> tuple[NDArray[np.uint8], list[str |
 
 
 def read_file(source: Source, spec: Spec) -> NDArray[np.uint8] | str:
-    """Return the input that a file becomes, or its error."""
+    """Return the input for the model that a file yields, or its error."""
     try:
         if (size := source.path.stat().st_size) > image.MAX_BYTES:
-            raise UserError(f"{source.name} has {size:,} bytes, allowed are {image.MAX_BYTES:,}")
+            raise UserError(f"{source.name} has {size:,} bytes, allowed: at most {image.MAX_BYTES:,}")
         return image.to_input(image.decode(source.path.read_bytes(), source.name), source.name, spec)
     except (UserError, OSError) as error:
         return str(error)

@@ -1,8 +1,8 @@
-"""Write the predictions for all examples in a folder, streamed: memory does not grow with their number.
+"""Write the predictions for all examples in a folder, in a stream: memory use does not grow with their number.
 
 Examples are read in chunks, predicted by threads a few chunks ahead, and written in parts; a run that was killed
-resumes after its last part. Parts and results are kept under a key of the model's checksum and the names, sizes and
-times of the files.
+resumes after its last part. Parts and results are kept under a key that is computed from the model's checksum, the
+batch size, and the names, sizes and modification times of the files.
 """
 
 import hashlib
@@ -26,16 +26,16 @@ from stages.core.files.errors import UserError
 from stages.core.files.exclusive import locked
 from stages.core.files.tables import write_json, write_table
 
-SHOWN = 3  # skipped files named in a message
+SHOWN = 3  # skipped files that a message names
 MAX_BATCH = 65536
 PART_CHUNKS = 64  # A killed run loses at most one part.
-AHEAD = 2  # chunks for each thread that are read and not yet predicted
+AHEAD = 2  # chunks per thread that are read ahead
 
 
 class Survey(NamedTuple):
-    """Count what is in a folder."""
+    """Hold the counts of what is in a folder."""
 
-    key: str  # It changes with the model and with every file that is read.
+    key: str  # This changes with the model, the batch size and every file that is read.
     examples: int
     skipped: int  # files that hold no examples
     skipped_names: list[str]  # the first of these
@@ -43,7 +43,7 @@ class Survey(NamedTuple):
 
 
 class FolderResult(NamedTuple):
-    """Sum up the predictions for a folder."""
+    """Hold a summary of the predictions for a folder."""
 
     table: Path
     examples: int
@@ -52,7 +52,7 @@ class FolderResult(NamedTuple):
     unsure: int
     by_class: dict[str, int]
     resumed: int  # examples that an earlier run had predicted
-    proven: bool  # whether the model is proven equal to the evaluated one
+    proven: bool  # whether the model is verified to match the evaluated one
 
 
 def schema(classes: list[str]) -> pa.DataFrameSchema:
@@ -80,20 +80,20 @@ def schema(classes: list[str]) -> pa.DataFrameSchema:
 def predict_folder(
     given: Path, output: Path, model_path: Path, batch_size: int, on_progress: Callable[[int, int], object]
 ) -> FolderResult:
-    """Write predictions.parquet and .csv to `output`, and call `on_progress` with the examples done and all of them."""
+    """Write predictions.parquet and .csv to `output`; report progress as the examples done and the examples in all."""
     if not 1 <= batch_size <= MAX_BATCH:
-        raise UserError(f"batch size {batch_size}: allowed are 1 to {MAX_BATCH:,}")
+        raise UserError(f"batch size {batch_size}: must be from 1 to {MAX_BATCH:,}")
     if not given.exists():
-        raise UserError(f"{given} not found: give a folder, or a file of {SUPPORTED}")
+        raise UserError(f"{given} not found: give a folder, or a file in one of the formats {SUPPORTED}")
     if not model_path.exists():
-        raise UserError(f"{model_path} not found: `make run` creates it, --model names another one")
+        raise UserError(f"{model_path} not found: `make run` creates it; --model names another one")
     model, this_folder = OnnxModel(model_path, threads=1), printable(str(given.resolve()))
     check_readable(model.spec, model_path)
     try:
         with locked(output / ".lock"):
             survey = take_survey(given, model, batch_size)
             if survey.examples == 0:
-                raise UserError(f"{given} holds no images; {describe_skipped(survey)}; supported are {SUPPORTED}")
+                raise UserError(f"{given} holds no images; {describe_skipped(survey)}; supported: {SUPPORTED}")
             done = output / "predictions.json"
             last_run = read_last_run(done)
             if (folder := last_run.get("of", this_folder)) != this_folder:
@@ -115,7 +115,7 @@ def predict_folder(
 
 
 def take_survey(given: Path, model: OnnxModel, batch_size: int) -> Survey:
-    """Count what is in `given`, and compute the key of the results of this model on it."""
+    """Count what is in `given`, and compute the key under which this model's results for it are kept."""
     key = hashlib.sha256(f"{model.sha256} {batch_size} {PART_CHUNKS}\n".encode())
     examples = skipped = hidden = 0
     names: list[str] = []
@@ -133,14 +133,14 @@ def take_survey(given: Path, model: OnnxModel, batch_size: int) -> Survey:
 
 
 def describe_skipped(survey: Survey) -> str:
-    """Return a phrase that counts the files that were not read and names the first of them."""
+    """Return a phrase with the number of files that were not read and the names of the first ones."""
     names = ", ".join(survey.skipped_names) + (", ..." if survey.skipped > len(survey.skipped_names) else "")
     named = f" ({names})" if names else ""
     return f"{survey.skipped:,} other files skipped{named}, {survey.hidden:,} hidden files or folders"
 
 
 def read_last_run(path: Path) -> dict[str, Any]:
-    """Return the record of a finished run; an empty one if it is missing or damaged, so that the work is done again."""
+    """Return the record of a finished run, or an empty one if it is missing or damaged, so that the run is repeated."""
     try:
         record = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -154,7 +154,7 @@ def write_parts(given: Path, parts: Path, model: OnnxModel, batch_size: int, on_
     try:
         rows = resumed = int(pl.scan_parquet(written).select(pl.len()).collect().item()) if written else 0
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{parts} is damaged: {error}; remove it to begin again") from None
+        raise UserError(f"{parts} is damaged: {error}; remove it to start from scratch") from None
     on_rows(rows)
     part = 1 + int(written[-1].stem) if written else 0
     tables: list[pl.DataFrame] = []
@@ -179,7 +179,7 @@ def write_parts(given: Path, parts: Path, model: OnnxModel, batch_size: int, on_
 
 
 def write_tables(parts: Path, output: Path) -> None:
-    """Join the parts into one table of each format."""
+    """Join the parts into one table in each format."""
     table = pl.scan_parquet(sorted(parts.glob("*.parquet")))
     with replacing(output / "predictions.parquet") as partial:
         table.sink_parquet(partial)
@@ -188,7 +188,7 @@ def write_tables(parts: Path, output: Path) -> None:
 
 
 def summarize(table: Path, survey: Survey, resumed: int, proven: bool) -> FolderResult:
-    """Count the rows of the table by their result."""
+    """Count the rows of the table by result."""
     rows = pl.scan_parquet(table)
     counts = rows.select(pl.len(), pl.col("error").count().alias("errors"), pl.col("unsure").sum()).collect()
     examples, errors, unsure = counts.row(0)

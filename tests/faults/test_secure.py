@@ -135,7 +135,7 @@ class Advisories(BaseHTTPRequestHandler):
     [
         ("", 0, ""),
         ("aiohttp", 2, "GHSA-0000"),
-        (None, 0, "audit: not done: no source of advisories can be reached from here"),
+        (None, 0, "audit: skipped, because no vulnerability database can be reached from here"),
     ],
     ids=["none", "one", "unreachable"],
 )

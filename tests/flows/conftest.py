@@ -15,7 +15,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from flows import leash
 from tests.conftest import Clone, wait_for
 
-# a needs nothing, b and c need a, d needs both. Each notes when it started and ended.
+# Stage a needs nothing, b and c need a, and d needs both. Each records when it started and ended.
 STAGES = """
 stages:
   a: {cmd: python work.py a, deps: [work.py], outs: [a.txt]}
@@ -43,7 +43,7 @@ Path(f"{name}.times").write_text(f"{started} {time.time()}")
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """Handle ctrl-C even in the background, where a shell lets its processes, and so the flows, ignore it."""
+    """Handle ctrl-C even in the background, where a shell makes its processes, and so the flows, ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -55,7 +55,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def prefect_env(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Yield the environment of a Prefect client of a server that runs for the session."""
+    """Yield the environment for clients of a Prefect server that runs for the whole session."""
     home, port = tmp_path_factory.mktemp("prefect"), free_port()
     env = {
         "PREFECT_HOME": str(home),
@@ -98,7 +98,7 @@ def client(prefect_env: dict[str, str]) -> Iterator[SyncPrefectClient]:
 
 @pytest.fixture
 def project(clone: Clone) -> Clone:
-    """Return the clone with four stages that take moments instead of its own, committed."""
+    """Return the clone with four committed stages that take moments in place of its own."""
     (clone.folder / "dvc.yaml").write_text(STAGES)
     (clone.folder / "work.py").write_text(WORK)
     (clone.folder / ".gitignore").write_text("*.times\ntrouble\n__pycache__\n/*.txt\n")
@@ -108,7 +108,7 @@ def project(clone: Clone) -> Clone:
 
 
 def experiments(project: Clone) -> set[str]:
-    """Return the names of the experiments, from git: `dvc exp list` fails while another run saves one."""
+    """Return the names of the experiments from git, because `dvc exp list` fails while another run saves one."""
     return set(project.run("git", "for-each-ref", "--format=%(refname:lstrip=4)", "refs/exps").stdout.split())
 
 

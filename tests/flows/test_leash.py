@@ -1,4 +1,4 @@
-"""Test that nothing is left of a command whose starter has ended, for whatever reason."""
+"""Test that nothing is left of a command after the process that started it has ended, for whatever reason."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 from flows import leash
 from tests.conftest import wait_for
 
-# A child ignores SIGTERM and leads its own session, as workers of distributed training do. Each notes its pid.
+# The child ignores SIGTERM and leads its own session, like the workers of distributed training. Each writes its pid.
 STUBBORN = """
 import os, pathlib, signal, subprocess, sys, time
 folder = pathlib.Path(sys.argv[1])

@@ -1,4 +1,4 @@
-"""Test the flow in processes of its own, as a user starts it, against a real server."""
+"""Test the flow the way a user runs it, in separate processes, with a real server."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def artifact(client: SyncPrefectClient, key: str, run: FlowRun) -> object:
 def test_states_name_what_dvc_did(project: Clone, prefect_env: dict[str, str], client: SyncPrefectClient) -> None:
     first = run_name(project.run(*FLOW, env=prefect_env).stdout)
     wait_for(lambda: set(task_states(client, first).values()) == {"Ran"}, 20, "all stages ran")
-    # Independent stages run at the same time, each after those that it needs.
+    # Independent stages ran at the same time, each after those that it needs.
     (a, b, c, d) = (times(project.folder, stage) for stage in "abcd")
     assert max(b[0], c[0]) < min(b[1], c[1])
     assert a[1] <= min(b[0], c[0])
@@ -119,7 +119,7 @@ class Webhook(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def webhook() -> Iterator[tuple[str, list[dict[str, object]]]]:
-    """Yield the address of a local server, with a secret in its path, and the list of what is posted there."""
+    """Yield the URL of a local server, with a secret in its path, and the list of what has been posted there."""
     Webhook.received = []
     with HTTPServer(("127.0.0.1", 0), Webhook) as server:
         Thread(target=server.serve_forever, daemon=True).start()
@@ -138,7 +138,7 @@ def test_a_failed_stage_fails_the_flow(
     (project.folder / "trouble/b").write_text("always 1")
     done = project.run(*FLOW, check=False, env={**prefect_env, WEBHOOK: address})
     assert done.returncode != 0
-    # It was not tried again, and nothing was run after it.
+    # The stage was not retried, and the stages after it did not run.
     assert done.stdout.count(" - Running stage 'b'") == 1
     assert not (project.folder / "d.txt").exists()
     name = run_name(done.stdout)
@@ -161,7 +161,7 @@ def test_a_failed_stage_fails_the_flow(
 def test_no_secret_in_output_logs_and_artifacts(
     clone: Clone, params: dict[str, Any], prefect_env: dict[str, str], client: SyncPrefectClient
 ) -> None:
-    """The secrets are in a URL among the sources and in the environment."""
+    """Put secrets into the URL of a source and into the environment."""
     tiny = params["datasets"]["tiny"]
     tiny["sources"].insert(0, {"kind": "url", "url": "http://user:s3cr3t@127.0.0.1:9/data?token=s3cr3t"})
     write_params(params, clone.folder)
@@ -170,7 +170,7 @@ def test_no_secret_in_output_logs_and_artifacts(
     assert "http://***@127.0.0.1:9/data?*** failed" in done.stdout
     assert "s3cr3t" not in done.stdout
     run = read_run(client, run_name(done.stdout))
-    # Without a filter, the server returns only the first logs and artifacts of all runs.
+    # Without a filter, the server would return only the first logs and artifacts of all runs.
     only_logs = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id]))
     only_artifacts = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
     logs = wait_for(lambda: [log.message for log in client.read_logs(only_logs)], 60, "its logs")
@@ -181,7 +181,7 @@ def test_no_secret_in_output_logs_and_artifacts(
         ["grep", "--recursive", "--files-with-matches", "--text", "--exclude-dir=.git", "s3cr3t", "."],
         cwd=clone.folder, check=False, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    # The user has written it there, and the tests contain it, too.
+    # The user has written the secret to params.yaml, and the tests contain it, too.
     assert [name for name in found.stdout.split() if not name.startswith("./tests/")] == ["./params.yaml"]
 
 
@@ -195,7 +195,7 @@ def test_a_temporary_failure_is_tried_again(project: Clone, prefect_env: dict[st
 
 @pytest.mark.parametrize("ending", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_no_process_survives_the_flow(repeated: Clone, prefect_env: dict[str, str], ending: signal.Signals) -> None:
-    """The flow ends in the middle of a training run; then the next run succeeds."""
+    """End the flow in the middle of a training run; the next run must succeed."""
     command = [sys.executable, "-m", "flows.pipeline", "-S", "recipes.convnet.epochs=1000"]
     log = repeated.folder.parent / "flow.log"
     with log.open("w") as output:
@@ -219,7 +219,7 @@ def test_no_process_survives_the_flow(repeated: Clone, prefect_env: dict[str, st
 
 
 def is_importing(flow: psutil.Process, _: Path) -> bool:
-    """Return whether polars is loaded, which is among the last imports and has its own handler for ctrl-C."""
+    """Return whether polars is loaded, which is one of the last imports and has its own handler for ctrl-C."""
     return any("polars" in mapped.path for mapped in flow.memory_maps())
 
 
@@ -243,7 +243,7 @@ def is_running_a_stage(_: psutil.Process, log: Path) -> bool:
 def test_ctrl_c_without_a_server_brings_the_prompt_back_in_seconds(
     project: Clone, tmp_path: Path, moment: Callable[[psutil.Process, Path], bool], message: str
 ) -> None:
-    """The whole process group gets the signal, as in a terminal."""
+    """Send the signal to the whole process group, as a terminal does."""
     log = tmp_path / "flow.log"
     with log.open("w") as output:
         flow = subprocess.Popen(

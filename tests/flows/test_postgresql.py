@@ -1,4 +1,4 @@
-"""Test a team's set-up: PostgreSQL behind Prefect's server, and two workers that share the queue."""
+"""Test a team's setup: PostgreSQL behind Prefect's server, and two workers that share the queue."""
 
 import os
 import pwd
@@ -21,7 +21,7 @@ from tests.flows.test_schedule import finished, start_run
 
 
 def program(name: str) -> str | None:
-    """Return the path of one of PostgreSQL's server programs, which are not on the search path on Debian."""
+    """Return the path of one of PostgreSQL's server programs, which on Debian are not on the search path."""
     folders = [str(folder) for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)]
     return shutil.which(name, path=os.pathsep.join([*folders, os.environ["PATH"]]))
 
@@ -32,7 +32,7 @@ def database(tmp_path: Path) -> Iterator[str]:
     initdb, postgres, pg_isready = map(program, ("initdb", "postgres", "pg_isready"))
     if not (initdb and postgres and pg_isready):
         pytest.skip("PostgreSQL's server programs are not installed")
-    # PostgreSQL does not run as root.
+    # PostgreSQL refuses to run as root.
     user = "postgres" if os.geteuid() == 0 else pwd.getpwuid(os.geteuid()).pw_name
     data, port = Path("/tmp") / f"vision-pipeline-postgresql-{os.getpid()}", free_port()
     data.mkdir()

@@ -1,4 +1,4 @@
-"""Test predictions for a folder as a user starts them, in processes of their own."""
+"""Test predictions for a folder the way a user runs them, in separate processes."""
 
 import signal
 import subprocess
@@ -68,8 +68,8 @@ def test_the_last_line_of_the_output(folder: Path, tmp_path: Path) -> None:
     result = predict_folder(folder, tmp_path / "out", DIGITS, 16, lambda *_: None)
     assert describe_result(result) == (
         f"200 images; {result.unsure:,} unsure, 0 errors, 2 other files skipped (labels-idx1-ubyte, notes.txt),"
-        f" 0 hidden files or folders; see {tmp_path}/out/predictions.parquet; the model is not proven equal to the"
-        " evaluated one; `make run` proves it"
+        f" 0 hidden files or folders; see {tmp_path}/out/predictions.parquet; the model is not verified to match the"
+        " evaluated one; `make run` compares them"
     )
     again = predict_folder(folder, tmp_path / "out", DIGITS, 16, lambda *_: None)
     assert describe_result(again).startswith("200 images, 200 of them by an earlier run; ")

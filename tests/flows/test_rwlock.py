@@ -50,7 +50,7 @@ def test_a_readable_rwlock_stays(project: Clone, rwlock: Path) -> None:
     assert rwlock.read_text() == content
 
 
-def test_an_rwlock_that_dvc_is_writing_is_waited_for(project: Clone, rwlock: Path) -> None:
+def test_removal_waits_while_dvc_is_writing_the_rwlock(project: Clone, rwlock: Path) -> None:
     rwlock.write_text("")
     with make_lock(str(rwlock.with_name("rwlock.lock"))):
         waiting = Thread(target=remove_torn_rwlock, args=[project.folder])
@@ -62,7 +62,7 @@ def test_an_rwlock_that_dvc_is_writing_is_waited_for(project: Clone, rwlock: Pat
     assert rwlock.read_text() == "{}"
 
 
-def test_a_torn_list_stays_while_dvc_runs_a_stage(project: Clone, rwlock: Path) -> None:
+def test_a_torn_rwlock_stays_while_dvc_runs_a_stage(project: Clone, rwlock: Path) -> None:
     command = [sys.executable, "-m", "dvc", "repro"]
     with subprocess.Popen(
         command, cwd=project.folder, env=project.environment({}), stdout=subprocess.PIPE, text=True

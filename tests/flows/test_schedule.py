@@ -1,4 +1,4 @@
-"""Test `make schedule` for real: runs that the clock starts, runs and workers that die, and the runs after them."""
+"""Test `make schedule` for real: scheduled runs, runs and workers that die, and the runs after them."""
 
 import json
 import signal
@@ -56,7 +56,7 @@ class Schedule(NamedTuple):
         return worker
 
     def commands(self) -> dict[psutil.Process, list[str]]:
-        """Return the command lines of the descendants that are alive."""
+        """Return the command lines of all living descendants."""
         found = {}
         for process in self.process.children(recursive=True):
             with suppress(psutil.NoSuchProcess):
@@ -65,7 +65,7 @@ class Schedule(NamedTuple):
 
 
 def make_project(folder: Path, idx: Path) -> Clone:
-    """Make a clone whose only stage takes a moment and whose deployment `nightly` runs every 30 seconds."""
+    """Make a clone whose only stage takes a moment, and whose deployment `nightly` runs every 30 seconds."""
     project = make_clone(folder, tiny_params(idx))
     (project.folder / "dvc.yaml").write_text(STAGES)
     (project.folder / "train.py").write_text(TRAIN)
@@ -81,7 +81,7 @@ def make_project(folder: Path, idx: Path) -> Clone:
 
 @contextmanager
 def scheduled(project: Clone, log: Path) -> Iterator[Schedule]:
-    """Run `python -m flows.schedule` and a client of its server, and end it by ctrl-C."""
+    """Run `python -m flows.schedule` and a client of its server, and end the schedule with ctrl-C."""
     port = free_port()
     with log.open("w") as output:
         process = psutil.Popen(
@@ -122,7 +122,7 @@ def schedule(tmp_path_factory: pytest.TempPathFactory, tiny_idx: Path) -> Iterat
 
 
 def listening(process: psutil.Process) -> set[str]:
-    """Return the addresses at which it and its descendants wait for connections."""
+    """Return the addresses on which a process and its descendants listen."""
     family = [process, *process.children(recursive=True)]
     return {socket.laddr.ip for one in family for socket in one.net_connections() if socket.status == "LISTEN"}
 
@@ -150,7 +150,7 @@ def finished(client: SyncPrefectClient, run: FlowRun) -> FlowRun | None:
 
 
 def check_next_run(schedule: Schedule) -> None:
-    """Check that the next run succeeds long before a dead run's claim on the queue expires, which takes 300 s."""
+    """Check that the next run succeeds long before the dead run's concurrency slot expires, which takes 300 s."""
     good = start_run(schedule.client, {"recipe": "article"})
     ended = wait_for(lambda: finished(schedule.client, good), 240, "the next run")
     assert ended.state.is_completed(), schedule.log.read_text()
@@ -188,7 +188,7 @@ def test_a_run_ends_with_its_worker_and_the_next_one_succeeds(schedule: Schedule
     ended = wait_for(lambda: finished(schedule.client, run), 30, "the dead run's end")
     assert ended.state.is_crashed()
     wait_for(
-        lambda: "the worker ended with status 137, starting another" in schedule.log.read_text(), 5, "another worker"
+        lambda: "the worker ended with status 137; starting another" in schedule.log.read_text(), 5, "another worker"
     )
     check_next_run(schedule)
 

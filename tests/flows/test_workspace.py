@@ -66,7 +66,7 @@ def test_a_dead_runs_checkout_is_swept(clone: Clone) -> None:
 
 @pytest.fixture(scope="session")
 def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Yield the address of an S3 server on loopback that has the bucket `data`."""
+    """Yield the URL of an S3 server on loopback that has a bucket `data`."""
     port = free_port()
     log = (tmp_path_factory.mktemp("moto") / "log").open("w")
     command = [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)]
@@ -92,7 +92,7 @@ def test_push_to_a_folder_and_a_git_remote(project: Clone, prefect_env: dict[str
     project.run("git", "init", "--quiet", "--bare", str(tmp_path / "origin.git"))
     project.run("git", "remote", "add", "origin", str(tmp_path / "origin.git"))
     project.run("git", "push", "--quiet", "origin", "main")
-    # It is set for this machine alone, as credentials are.
+    # The remote is configured for this machine only, as credentials are.
     project.run("dvc", "remote", "add", "--local", "--default", "store", str(tmp_path / "store"))
     name = run_name(project.run(*ISOLATED, env=prefect_env).stdout)
     assert sum(path.is_file() for path in (tmp_path / "store/files/md5").rglob("*")) == 4

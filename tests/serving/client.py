@@ -1,4 +1,4 @@
-"""Send requests to the service."""
+"""Make requests, and send them to the service."""
 
 import io
 import json

@@ -1,6 +1,7 @@
 """Run the service as a real process, with a small model that knows MNIST's digits.
 
-digits.onnx is what the pipeline of revision ba55462 makes of a small convnet, 99.30 % of 10,000 test images right:
+digits.onnx is a small convnet, trained and exported by the pipeline of revision ba55462. It classifies 99.30% of the
+10,000 test images correctly. The command was
 `dvc exp run -S 'recipes.convnet.model.channels=[[8],[16],[32]]' -S recipes.convnet.epochs=8
 -S recipes.convnet.augmentation.rotation=12 -S recipes.convnet.augmentation.scale=0.1
 -S recipes.convnet.augmentation.shear=6`. The `spec` in its metadata, which that revision did not have, was added to the
@@ -32,12 +33,12 @@ PLACES = ["high", "middle", "low"]
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
-    """Handle ctrl-C even in the background, where a shell lets its processes, and so the service, ignore it."""
+    """Handle ctrl-C even in the background, where a shell makes its processes, and so the service, ignore it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Service:
-    """Run the service in `folder`, which is ready once it has printed its URL."""
+    """Run the service in `folder`; it is ready once it has printed its URL."""
 
     def __init__(self, folder: Path, limits: str = "") -> None:
         self.model, self.log = folder / "artifacts/onnx/model.onnx", folder / "service.log"
@@ -51,7 +52,7 @@ class Service:
         return self.log.read_text()
 
     def replace_model(self, content: bytes) -> None:
-        """Replace the file as a stage does: it is removed, and then the new one appears in one step."""
+        """Replace the file as a stage does: remove it, then rename the complete new file into place."""
         self.model.unlink(missing_ok=True)
         partial = self.model.with_suffix(".partial")
         partial.write_bytes(content)
@@ -86,7 +87,7 @@ def failure(folder: Path, *options: str) -> str:
 
 @contextmanager
 def serving(folder: Path, model: Path = DIGITS, limits: str = "") -> Iterator[Service]:
-    """Run a service with its own copy of the model, and end it by ctrl-C if it is still running."""
+    """Run a service with its own copy of the model, and end it with ctrl-C if it is still running."""
     path = folder / "artifacts/onnx/model.onnx"
     path.parent.mkdir(parents=True)
     shutil.copy(model, path)
@@ -113,7 +114,7 @@ def own_service(tmp_path: Path) -> Iterator[Service]:
 
 
 def write_places_model(path: Path) -> Path:
-    """Write a model that recognizes which third of an image, 20 pixels wide and 30 high, is the lightest."""
+    """Write a model that recognizes which third of an image, 20 pixels wide and 30 pixels high, is the lightest."""
     weight = np.zeros((30, 20, 3), np.float32)
     for place in range(3):
         weight[10 * place : 10 * place + 10, :, place] = 1e-3
@@ -150,14 +151,14 @@ def enlarged(image_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def altered(change: Callable[[onnx.ModelProto], object]) -> bytes:
-    """Return the model of the digits after `change`."""
+    """Return the content of digits.onnx after `change`."""
     model = onnx.load(DIGITS)
     change(model)
     return model.SerializeToString()
 
 
 def set_spec(**values: object) -> Callable[[onnx.ModelProto], None]:
-    """Change fields of the spec in the metadata."""
+    """Return a function that changes fields of the spec in a model's metadata."""
 
     def change(model: onnx.ModelProto) -> None:
         (spec,) = (json.loads(entry.value) for entry in model.metadata_props if entry.key == "spec")
@@ -175,8 +176,8 @@ def set_metadata(**values: str) -> Callable[[onnx.ModelProto], None]:
     return change
 
 
-def make_colored(model: onnx.ModelProto) -> None:
-    """Take images of three planes, of which the model uses the first."""
+def make_coloured(model: onnx.ModelProto) -> None:
+    """Change the model to take images of three planes, of which it uses the first."""
     set_spec(shape=[3, 28, 28])(model)
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
     for node in model.graph.node:

@@ -1,4 +1,4 @@
-"""Provide schemathesis with pictures, and keep images from being blank, which a schema cannot rule out."""
+"""Provide schemathesis with pictures, and make sure that no image is blank, which a schema cannot rule out."""
 
 import io
 from typing import Any

@@ -1,4 +1,4 @@
-"""Test the service as its users meet it: a real process, asked over loopback."""
+"""Test the service as its users see it: as a real process, over loopback."""
 
 import base64
 import hashlib
@@ -70,7 +70,7 @@ def test_head_is_answered_like_get(service: Service) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_it_quietly(tmp_path: Path) -> None:
-    """End the service while some requests are half sent and others are being answered."""
+    """End the service while some requests are half sent and others are being processed."""
     with serving(tmp_path, limits="app.GRACE_S = 1") as service, ExitStack() as stack:
         for _ in range(3):
             stack.enter_context(connect(service, HEAD + b"half"))
@@ -144,7 +144,7 @@ def test_the_model_is_proven_if_parity_has_recorded_its_checksum(tmp_path: Path)
 
 
 def test_a_model_of_another_size(own_service: Service) -> None:
-    """The API's description states the size of images of the model that is served."""
+    """Check that the description of the API states the image size of the model that is served."""
     schema = own_service.client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]["content"]
     image = schema["application/json"]["schema"]["properties"]["images"]["items"]
     assert (image["minItems"], image["items"]["maxItems"]) == (28, 28)
@@ -207,7 +207,7 @@ def test_the_content_of_a_request_is_not_logged(own_service: Service) -> None:
 
 @pytest.mark.slow
 def test_the_service_keeps_to_its_openapi_description(service: Service, tmp_path: Path) -> None:
-    """Schemathesis sends what the description allows and what it does not, and finds no mistake in the answers."""
+    """Let Schemathesis send what the description allows and what it does not, and check the responses."""
     done = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", "run", f"{service.url}/openapi.json", "--no-color", *EXTENT],
         cwd=tmp_path,

@@ -26,7 +26,7 @@ def test_the_length_is_limited_if_the_request_does_not_state_it(service: Service
 
 @pytest.mark.slow
 def test_overload_is_answered_at_once(tmp_path: Path) -> None:
-    """A body that is half sent takes only the room of its bytes, and /health is always answered."""
+    """Check also that a half-sent body takes only the room of its bytes, and that /health always answers."""
     with serving(tmp_path, limits="body.MAX_HELD = 2 * body.MAX_BODY") as service, ExitStack() as stack:
         for _ in range(100):
             stack.enter_context(connect(service, HEAD + b"half"))
@@ -38,13 +38,13 @@ def test_overload_is_answered_at_once(tmp_path: Path) -> None:
         while not all(future.done() for future in busy):
             assert service.client.get("/health", timeout=5).json()["status"] == "ok"
         answers = [future.result() for future in busy]
-        refused = [answer for answer in answers if answer.status_code == 503]
-        assert 0 < len(refused) < 8
+        rejected = [answer for answer in answers if answer.status_code == 503]
+        assert 0 < len(rejected) < 8
         assert {answer.status_code for answer in answers} == {200, 503}
-        for answer in refused:
+        for answer in rejected:
             assert answer.json() == {"detail": "too many requests are under way; try again in 1 s"}
             assert answer.headers["Retry-After"] == "1"
-        counted = f'requests_total{{path="/predict",status="503"}} {len(refused)}.0'
+        counted = f'requests_total{{path="/predict",status="503"}} {len(rejected)}.0'
         assert counted in service.client.get("/metrics").text
         assert len(service.output().splitlines()) == 1
         assert labels(post(service, picture(ONE))) == ["1"]

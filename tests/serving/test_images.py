@@ -1,4 +1,4 @@
-"""Test what a body may hold, and that anything else is answered with what is wrong."""
+"""Test which bodies are accepted, and that the response to any other says what is wrong with it."""
 
 from typing import Any
 
@@ -32,20 +32,20 @@ def many_pixels() -> bytes:
 
 
 WRONG: dict[str, tuple[str, bytes, int, str]] = {
-    "no kind": ("", b"", 415, "Content-Type is 'missing', allowed are image/png, image/jpeg, image/webp"),
+    "no kind": ("", b"", 415, "Content-Type is 'missing', allowed: image/png, image/jpeg, image/webp"),
     "another kind": ("text/plain", b"7", 415, "'text/plain'"),
     "nothing": ("image/png", b"", 422, "the picture is not a picture: it is empty"),
     "no picture": ("image/jpeg", b"seven", 422, "none of PNG, JPEG, WEBP, GIF, BMP, TIFF"),
     "half a picture": ("image/png", picture(ONE)[:100], 422, "the picture cannot be read: "),
     "a picture too large": ("image/png", huge(7100), 422, "7,100 x 7,100 pixels, allowed are 50,000,000"),
-    "too large together": (FORM, many_pixels(), 422, "have 75,000,000 pixels, allowed are"),
-    "too long": ("image/png", b"x" * 16_000_001, 413, "more than the 16,000,000 bytes that are allowed"),
+    "too large together": (FORM, many_pixels(), 422, "have 75,000,000 pixels, allowed: at most"),
+    "too long": ("image/png", b"x" * 16_000_001, 413, "more than the allowed 16,000,000 bytes"),
     "no boundary": ("multipart/form-data", form("files"), 400, "the form is invalid"),
-    "another field": (FORM, form("file"), 422, "the form has a field 'file', allowed is only 'files'"),
+    "another field": (FORM, form("file"), 422, "the form has a field 'file'; the only allowed field is 'files'"),
     "no form": (FORM, b"seven", 400, "the form is invalid"),
     "an empty form": (FORM, b"--x--\r\n", 422, "has no field 'files'"),
-    "half a form": (FORM, form("files")[:100], 422, "or no end"),
-    "too many files": (FORM, form("files", 257), 422, "more than the 256 files"),
+    "half a form": (FORM, form("files")[:100], 422, "or is incomplete"),
+    "too many files": (FORM, form("files", 257), 422, "more than the allowed 256 files"),
     "no JSON": (JSON, b"seven", 422, "the body: Invalid JSON"),
     "JSON in Latin-1": (JSON, b'{"images": "\xe9"}', 422, "Invalid JSON"),
     "deep JSON": (JSON, b"[" * 100_000, 422, "Invalid JSON"),
@@ -59,13 +59,13 @@ WRONG: dict[str, tuple[str, bytes, int, str]] = {
     "a pixel that is none": (JSON, in_json(pixels(float("nan"))), 422, "images.0.0.0"),
     "a pixel as text": (JSON, in_json(pixels("7")), 422, "a valid number"),
     "a pixel as truth": (JSON, in_json(pixels(True)), 422, "a valid number"),
-    "another size": (JSON, in_json(pixels(height=20)), 422, "allowed are 28 rows of 28 pixels"),
+    "another size": (JSON, in_json(pixels(height=20)), 422, "must have 28 rows of 28 pixels"),
     "ragged rows": (JSON, in_json({"images": [[[0] * 28, [0] * 27] * 14]}), 422, "27 or 28"),
     "millions of errors": (JSON, in_json(pixels(-1, 1000, 1000, 3)), 422, "greater than or equal to 0"),
     "a blank picture": ("image/png", EMPTY_PAGE, 422, "the picture is blank; there is nothing to classify"),
     "a blank picture in a form": (FORM, form("files", content=EMPTY_PAGE), 422, "a.png is blank"),
     "blank pixels": (JSON, in_json(blank_after([[0, 255] * 14] * 28)), 422, "images.1: is blank"),
-    "no rows": (JSON, b'{"images": [[]]}', 422, "0 rows of no pixels, allowed are 28"),
+    "no rows": (JSON, b'{"images": [[]]}', 422, "0 rows of no pixels, must have 28"),
 }  # fmt: skip
 
 

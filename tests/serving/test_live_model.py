@@ -17,7 +17,7 @@ from stages.core.deploy.onnx_model import OnnxModel
 from stages.core.files.errors import UserError
 from tests.conftest import wait_for
 from tests.serving.client import SEVEN, picture
-from tests.serving.conftest import DIGITS, Service, altered, failure, make_colored, set_metadata, set_spec
+from tests.serving.conftest import DIGITS, Service, altered, failure, make_coloured, set_metadata, set_spec
 
 
 def break_weights(model: onnx.ModelProto) -> None:
@@ -60,7 +60,7 @@ REJECTED = {
         altered(set_spec(classes=["0", "1"])),
         "its spec says image, uint8 [batch, 1, 28, 28] to logits and probabilities, float [batch, 2]",
     ),
-    "colors": (altered(make_colored), "its images have 3 planes, allowed is 1: grey levels"),
+    "coloured": (altered(make_coloured), "its images have 3 planes, allowed is 1: grey levels"),
     "no list of classes": (altered(set_spec(classes=5)), "spec.classes: Input should be a valid array"),
 }
 

@@ -1,4 +1,4 @@
-"""Test the figures for Prometheus."""
+"""Test the metrics for Prometheus."""
 
 from stages.core.deploy.onnx_model import OnnxModel
 from tests.serving.client import ONE, SEVEN, picture, post

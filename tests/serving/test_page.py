@@ -20,7 +20,7 @@ def arc(x: float, y: float, width: float, height: float, *degrees: int) -> Strok
     return [(x + width * math.cos(angle), y + height * math.sin(angle)) for angle in angles]
 
 
-# in percent of the drawing area
+# The coordinates are percentages of the drawing area.
 DIGITS: dict[str, list[Stroke]] = {
     "0": [arc(50, 50, 22, 32, -90, 270)],
     "1": [[(50, 16), (50, 84)]],
@@ -60,7 +60,7 @@ def on_pad(page: Page, stroke: Stroke) -> Stroke:
 
 
 def draw(page: Page, strokes: list[Stroke]) -> None:
-    """Draw with the mouse, and wait until the last stroke is answered."""
+    """Draw with the mouse, and wait for the answer to the last stroke."""
     for stroke in strokes:
         first, *others = on_pad(page, stroke)
         page.mouse.move(*first)
@@ -107,7 +107,7 @@ def test_the_input_of_the_model_is_shown(browser: Browser, service: Service) -> 
 
 
 def test_a_digit_drawn_with_a_finger(browser: Browser, service: Service) -> None:
-    """The page does not scroll away under it."""
+    """Check also that the page does not scroll away under the finger."""
     page, complaints, _ = visit(browser, service.url)
     touch = page.context.new_cdp_session(page)
     first, *others = on_pad(page, [(x, y) for y in range(20, 85, 4) for x in (50,)])
@@ -132,7 +132,7 @@ def test_a_digit_drawn_with_the_keyboard(browser: Browser, service: Service) -> 
     page.keyboard.press("Tab")
     expect(page.locator("#pad")).to_be_focused()
     page.keyboard.press("ArrowLeft")
-    expect(page.get_by_role("status")).to_have_text("46 % across, 50 % down")
+    expect(page.get_by_role("status")).to_have_text("46% across, 50% down")
     page.keyboard.press("ArrowRight")
     for key in ["ArrowUp"] * 9 + ["ArrowLeft"] * 6 + ["Space"] + ["ArrowRight"] * 12 + ["ArrowDown"] * 18 + ["Space"]:
         page.keyboard.press(key)
@@ -171,7 +171,7 @@ def shape(page: Page, selector: str) -> float:
 
 @pytest.mark.parametrize("viewport", [360, 1200])
 def test_a_model_of_images_that_are_not_square(browser: Browser, tmp_path: Path, viewport: int) -> None:
-    """A stroke in the upper third is there in the model's image, too, and both have the model's proportions."""
+    """Check that a stroke in the upper third stays there in the model's input, and that both have its proportions."""
     with serving(tmp_path, write_places_model(tmp_path / "places.onnx")) as running:
         page, complaints, _ = visit(browser, running.url, classes=3)
         page.set_viewport_size({"width": viewport, "height": 780})

@@ -1,4 +1,4 @@
-"""Provide the same images in files of every format."""
+"""Provide a folder with the same images in files of every format."""
 
 import gzip
 from pathlib import Path

@@ -16,7 +16,7 @@ from stages.core.examples.image import MAX_PIXELS
     ("shape", "expected"),
     [((5, 4), (1, 5, 4)), ((6, 5, 4), (6, 5, 4)), ((5, 4, 3), (1, 5, 4, 3)), ((6, 5, 4, 3), (6, 5, 4, 3))],
 )
-def test_arrays_of_grey_and_of_colored_images(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int]) -> None:
+def test_arrays_of_grey_and_of_coloured_images(tmp_path: Path, shape: tuple[int, ...], expected: tuple[int]) -> None:
     np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
     (source,) = find_sources(tmp_path)
     assert (source.kind, source.shape, source.error) == ("npy", expected, None)
@@ -33,7 +33,7 @@ def test_arrays_of_other_shapes_are_errors(tmp_path: Path, shape: tuple[int, ...
 
 @pytest.mark.parametrize("zipped", [False, True])
 def test_idx_files(tmp_path: Path, zipped: bool) -> None:
-    """Images are read; labels and other gzipped files are not; a header that is cut or claims too much is an error."""
+    """Check that only images are recognized, and that a header that is cut or claims too much is an error."""
     write_idx(tmp_path / "images", np.zeros((2, 3, 4), np.uint8))
     write_idx(tmp_path / "labels", np.zeros(2, np.uint8))
     (tmp_path / "cut").write_bytes((tmp_path / "images").read_bytes()[:15])

@@ -12,7 +12,7 @@ from PIL import Image
 from serving.folder.results import describe_skipped, predict_folder
 from stages.core.data.idx import write_idx
 from stages.core.files.errors import UserError
-from tests.serving.conftest import DIGITS, PLACES, altered, bar, enlarged, make_colored, write_places_model
+from tests.serving.conftest import DIGITS, PLACES, altered, bar, enlarged, make_coloured, write_places_model
 from tests.serving.folder.conftest import IMAGES
 
 
@@ -95,7 +95,7 @@ def test_a_blank_image_becomes_a_row_with_its_error(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("light", [False, True])
 def test_images_without_ink_are_neither_moved_nor_inverted(tmp_path: Path, light: bool) -> None:
-    """The class is the place of the lightest part, whatever the size."""
+    """Check that the class is the position of the lightest part, whatever the size of the image."""
     folder = tmp_path / "given"
     folder.mkdir()
     images = np.stack([bar(place) + np.uint8(60 * light) for place in range(3)])
@@ -170,8 +170,8 @@ def test_another_folders_predictions_are_kept(folder: Path, tmp_path: Path) -> N
     assert pl.read_parquet(output / "predictions.parquet").equals(first)
 
 
-def test_a_model_of_colored_images_is_rejected(folder: Path, tmp_path: Path) -> None:
+def test_a_model_of_coloured_images_is_rejected(folder: Path, tmp_path: Path) -> None:
     model = tmp_path / "colors.onnx"
-    model.write_bytes(altered(make_colored))
+    model.write_bytes(altered(make_coloured))
     with pytest.raises(UserError, match=r"colors\.onnx does not work: its images have 3 planes, allowed is 1"):
         predict(folder, tmp_path / "out", model=model)
