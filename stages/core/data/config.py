@@ -1,10 +1,11 @@
-"""Configure data sets and how they are split; see `datasets` and `normalize` in params.yaml."""
+"""Configure data sets: data/NAME/dataset.yaml, and `normalize` in params.yaml for what that file leaves out."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from stages.core.config.section import Section, Sha256, Share
+from stages.core.examples.spec import Color, Resize
 
 
 class SplitChecksums(Section):
@@ -48,25 +49,15 @@ class UrlSource(Section):
 
 Source = Annotated[PipSource | UrlSource, Field(discriminator="kind")]
 
-
-class Dataset(Section):
-    """Describe one data set."""
-
-    classes: Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(min_length=2, max_length=256)]
-    """The names of labels 0, 1, ..., in this order and without duplicates."""
-    centre_ink: bool
-    """Scale and centre a picture of another size by its ink, as MNIST's digits were; if false, resize it as a whole."""
-    sha256: IdxChecksums
-    """The checksums of the uncompressed IDX files, whichever source delivers them."""
-    sources: Annotated[list[Source], Field(min_length=1, max_length=100)]
-    """The places to download the files from, tried in this order."""
-
-    @field_validator("classes")
-    @classmethod
-    def unique(cls, classes: list[str]) -> list[str]:
-        if repeated := sorted({name for name in classes if classes.count(name) > 1}):
-            raise ValueError(f"class names must be unique, found more than once: {', '.join(repeated)}")
-        return classes
+MAX_CLASSES = 20_000
+Text = Annotated[str, Field(min_length=1, max_length=1000)]
+Classes = Annotated[
+    list[Annotated[str, Field(min_length=1, max_length=100)]], Field(min_length=2, max_length=MAX_CLASSES)
+]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Planes = Annotated[list[Share], Field(min_length=1, max_length=3)]
+Deviation = Annotated[float, Field(ge=0.0001, le=1000)]
+HeldOut = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ClassShare(Section):
@@ -85,13 +76,64 @@ class ClassShare(Section):
 
 
 class Normalize(Section):
-    """Configure stage `normalize`: the scale of the inputs and the validation split."""
+    """Configure how examples become inputs of a network, for every data set whose dataset.yaml does not say otherwise."""
 
-    mean: Share
-    """The value to subtract: a raw value x in 0..255 enters the network as (x / 255 - mean) / std."""
-    std: Annotated[float, Field(ge=0.0001, le=1000)]
-    """The value to divide by; see `mean`."""
-    validation: Annotated[float, Field(gt=0, lt=1)]
-    """The share of each class's training images that is held out as the validation split."""
+    kind: Literal["image"]
+    """What an example is."""
+    size: Literal["auto"] | Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+    """The size of an input: a side or [height, width]. `auto` is the pictures' own size if all have the same of at most
+    64 pixels a side, else a square whose side is their median shorter side, at most 64."""
+    color: Literal["auto"] | Color
+    """The planes of an input: one of grey levels, or red, green and blue. `auto` is grey if all pictures are."""
+    resize: Resize
+    """How a picture of another shape fits: `fit` adds black borders, `crop` cuts off what protrudes, `stretch` distorts."""
+    centre_ink: bool
+    """Scale and centre a picture of another size by its ink, as MNIST's digits were; it needs grey inputs."""
+    max_pixels: Annotated[int, Field(ge=1, le=10**10)]
+    """The largest number of pixels that a picture may have; it keeps a small file from filling the memory."""
+    mean: Literal["auto"] | Share | Planes
+    """The value to subtract, or one for each plane: a raw value x in 0..255 enters the network as (x / 255 - mean) / std.
+    `auto` is the mean of the training split."""
+    std: Literal["auto"] | Deviation | Annotated[list[Deviation], Field(min_length=1, max_length=3)]
+    """The value to divide by, or one for each plane; `auto` is the standard deviation of the training split."""
+    validation: HeldOut
+    """The share of the training examples that becomes the validation split where the data set has none."""
+    test: HeldOut
+    """The share of the training examples that becomes the test split where the data set has none."""
+    problems: Share
+    """The largest share of the examples that may be left out because they cannot be read, are blank or missing."""
+    allow_duplicates: bool
+    """Accept exact copies of an example in several of the splits that the data set gives."""
     class_share: ClassShare
     """The bounds of each class's share of each split."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.centre_ink and self.color == "rgb":
+            raise ValueError("centre_ink needs color: grey")
+        if self.validation + self.test >= 1:
+            raise ValueError(f"validation ({self.validation}) and test ({self.test}) must leave examples for training")
+        return self
+
+
+class Dataset(Normalize):
+    """Describe one data set: what its dataset.yaml states, completed by `normalize` in params.yaml."""
+
+    classes: Classes | None = None
+    """The names of labels 0, 1, ..., in this order; without it, the names that occur, sorted as people count."""
+    sources: Annotated[list[Source], Field(min_length=1, max_length=100)] | None = None
+    """The places to download the files from, tried in this order; without it, they lie beside dataset.yaml."""
+    sha256: IdxChecksums | None = None
+    """The checksums of the uncompressed IDX files, whichever source delivers them."""
+    licence: Text | None = None
+    """The licence of the data, for the model card."""
+    description: Text | None = None
+    """A sentence about the data, for the model card."""
+
+    @field_validator("classes")
+    @classmethod
+    def unique(cls, classes: list[str] | None) -> list[str] | None:
+        if classes and len({*classes}) < len(classes):
+            repeated = sorted({name for name in classes if classes.count(name) > 1})
+            raise ValueError(f"class names must be unique, found more than once: {', '.join(repeated)}")
+        return classes

@@ -23,7 +23,7 @@ from stages.core.files.errors import UserError
 class IdxFiles(NamedTuple):
     """Name the two files of one split."""
 
-    images: str  # bytes [N, H, W]
+    images: str  # bytes [N, H, W], or [N, C, H, W] in a file of the same name with idx4
     labels: str  # bytes [N]
 
 
@@ -38,7 +38,7 @@ GZIP = b"\x1f\x8b"  # A gzipped file begins with these bytes.
 class RawSplit(NamedTuple):
     """Hold one split as it was delivered."""
 
-    inputs: NDArray[np.uint8]  # [N, 1, H, W], mapped from the file
+    inputs: NDArray[np.uint8]  # [N, C, H, W], mapped from the file
     labels: NDArray[np.uint8]  # [N]
     file: str  # where the inputs are
 
@@ -128,21 +128,31 @@ def write_idx(path: Path, data: NDArray[np.uint8]) -> None:
         file.write(data.tobytes())
 
 
+def is_idx(folder: Path) -> bool:
+    """Return whether a folder holds at least one file of an IDX data set, gzipped or not."""
+    return any((folder / f"{name}{suffix}").exists() for name in NAMES for suffix in ("", ".gz"))
+
+
+def images_file(folder: Path, split: str) -> Path:
+    """Return the file of a split's images: the one of 4-D bytes if there is one."""
+    flat = folder / FILES[split].images
+    planes = flat.with_name(flat.name.replace("idx3", "idx4"))
+    return planes if planes.exists() else flat
+
+
 def read_raw(folder: Path, split: str) -> RawSplit:
     """Return the split "train" or "test" of the data set in `folder`."""
-    files = FILES[split]
-    images_NHW, labels_N = read_idx(folder / files.images, ndim=3), read_idx(folder / files.labels, ndim=1)
-    if len(images_NHW) != len(labels_N):
-        raise UserError(
-            f"{folder / files.images} has {len(images_NHW)} images, {folder / files.labels} has {len(labels_N)} labels"
-        )
-    return RawSplit(images_NHW[:, None], labels_N, files.images)
+    images, labels = images_file(folder, split), folder / FILES[split].labels
+    inputs, labels_N = read_idx(images, ndim=4 if "idx4" in images.name else 3), read_idx(labels, ndim=1)
+    if len(inputs) != len(labels_N):
+        raise UserError(f"{images} has {len(inputs)} images, {labels} has {len(labels_N)} labels")
+    return RawSplit(inputs if inputs.ndim == 4 else inputs[:, None], labels_N, images.name)
 
 
 def verify_checksums(folder: Path, expected: IdxChecksums) -> None:
     """Raise `UserError` if one of the four files does not have the checksum that params.yaml states."""
     for split, checksums in expected.model_dump().items():
+        paths = {"images": images_file(folder, split), "labels": folder / FILES[split].labels}
         for kind, allowed in checksums.items():
-            name = getattr(FILES[split], kind)
-            if (found := sha256(folder / name)) != allowed:
-                raise UserError(f"{name} has sha256 {found}, params.yaml says {allowed}")
+            if (found := sha256(paths[kind])) != allowed:
+                raise UserError(f"{paths[kind].name} has sha256 {found}, dataset.yaml says {allowed}")

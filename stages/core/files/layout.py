@@ -4,6 +4,7 @@ from pathlib import Path
 
 from stages.core.files.checksums import Outputs
 
+DATA = Path("data")  # It holds a folder for each data set: its dataset.yaml and, if they are yours, its files.
 RAW = Path("artifacts/raw")  # It holds one folder for each data set.
 
 NORMALIZED = Path("artifacts/normalized")
@@ -43,6 +44,16 @@ EVALUATE = Outputs("evaluate", DETAILS.with_suffix(".sha256"))
 EXPORT = Outputs("export", ONNX.parent / "SHA256SUMS")
 PARITY = Outputs("parity", PARITY_DETAILS.with_suffix(".sha256"))
 REPORT = Outputs("report", PAGE.parent / "SHA256SUMS")
+
+
+def dataset_file(dataset: str) -> Path:
+    """Return the file that describes a data set; it need not exist."""
+    return DATA / dataset / "dataset.yaml"
+
+
+def raw_files(dataset: str) -> Path:
+    """Return the table of a data set's files, which a data set of arrays does not have."""
+    return RAW / dataset / "files.parquet"
 
 
 def raw_folder(dataset: str) -> Path:
