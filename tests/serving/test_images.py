@@ -37,7 +37,7 @@ WRONG: dict[str, tuple[str, bytes, int, str]] = {
     "nothing": ("image/png", b"", 422, "the picture is not a picture: it is empty"),
     "no picture": ("image/jpeg", b"seven", 422, "none of PNG, JPEG, WEBP, GIF, BMP, TIFF"),
     "half a picture": ("image/png", picture(ONE)[:100], 422, "the picture cannot be read: "),
-    "a picture too large": ("image/png", huge(7100), 422, "7,100 x 7,100 pixels, allowed are 50,000,000"),
+    "a picture too large": ("image/png", huge(7100), 422, "7,100 x 7,100 pixels, allowed: at most 50,000,000"),
     "too large together": (FORM, many_pixels(), 422, "have 75,000,000 pixels, allowed: at most"),
     "too long": ("image/png", b"x" * 16_000_001, 413, "more than the allowed 16,000,000 bytes"),
     "no boundary": ("multipart/form-data", form("files"), 400, "the form is invalid"),

@@ -60,7 +60,7 @@ REJECTED = {
         altered(set_spec(classes=["0", "1"])),
         "its spec says image, uint8 [batch, 1, 28, 28] to logits and probabilities, float [batch, 2]",
     ),
-    "coloured": (altered(make_coloured), "its images have 3 planes, allowed is 1: grey levels"),
+    "coloured": (altered(make_coloured), "its images must have 1 plane, grey levels, found 3"),
     "no list of classes": (altered(set_spec(classes=5)), "spec.classes: Input should be a valid array"),
 }
 

@@ -27,7 +27,7 @@ def test_arrays_of_other_shapes_are_errors(tmp_path: Path, shape: tuple[int, ...
     np.save(tmp_path / "a.npy", np.zeros(shape, np.uint8))
     (source,) = find_sources(tmp_path)
     assert source.error
-    assert source.error.startswith(f"a.npy holds uint8 {[*shape]}; allowed are uint8 [H, W], [N, H, W], [H, W, 3]")
+    assert source.error.startswith(f"a.npy holds uint8 {[*shape]}; expected uint8 [H, W], [N, H, W], [H, W, 3]")
     assert source.examples == 1
 
 
@@ -45,7 +45,7 @@ def test_idx_files(tmp_path: Path, zipped: bool) -> None:
     assert (found["images"].kind, found["images"].shape, found["images"].error) == ("idx", (2, 3, 4), None)
     assert (found["labels"].kind, found["labels"].examples) == ("other", 0)
     assert found["cut"].error == "cut is truncated: 15 bytes, the header alone takes 16"
-    assert "of at most 50,000,000 pixels an image" in str(found["large"].error)
+    assert "at most 50,000,000 pixels per image" in str(found["large"].error)
 
 
 def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:
