@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.report import PROJECT, table, write
 from stages.core.config.params import PARAMS, load_params
-from stages.core.examples.spec import Spec
+from stages.core.examples.spec import Opening, Spec
 from stages.core.nets.checkpoint import build_calibrated
 from stages.core.nets.manifest import Manifest
 from stages.export import WithProbabilities, to_onnx
@@ -34,8 +34,11 @@ def contenders(recipe: str, batch: int, threads: int, folder: Path) -> dict[str,
     """Return calls that compute one batch, by name. The weights are random, because they do not affect the time."""
     knobs = load_params(PROJECT / PARAMS)
     torch.manual_seed(1)
-    settings, classes = knobs.recipes[recipe], knobs.datasets["mnist"].classes
-    spec = Spec(kind="image", shape=(1, 28, 28), dtype="uint8", classes=classes, mean=0.5, std=0.5, centre_ink=True)
+    settings, classes = knobs.recipes[recipe], [*"0123456789"]
+    opening = Opening(color="grey", resize="fit", centre_ink=True, max_pixels=10**6)
+    spec = Spec(
+        kind="image", shape=(1, 28, 28), dtype="uint8", classes=classes, mean=(0.5,), std=(0.5,), opening=opening
+    )
     manifest = Manifest(
         format=4, recipe=recipe, settings=settings, dataset="mnist", spec=spec, data_sha256="0" * 64,
         environment="nothing", epoch=1, weights=0, temperature=1.0, unsure_below=0.5, unsure_by="risk",

@@ -24,7 +24,7 @@ from benchmarks.report import PROJECT, table, write
 from stages.core.config.params import PARAMS, override_params
 from stages.core.data.schemas import examples
 from stages.core.data.splits import write_spec
-from stages.core.examples.image import specify
+from stages.core.examples.spec import Opening, Spec
 from stages.core.files.arrays import write_array
 from stages.core.files.layout import EXAMPLES, NORMALIZE, NORMALIZED, split_array
 from stages.core.files.tables import write_table
@@ -61,7 +61,10 @@ def control_group(limit: int) -> Iterator[Group]:
 def make_up(counts: dict[str, int]) -> None:
     """Write what stage `normalize` writes, with the given number of synthetic images in each split."""
     NORMALIZED.mkdir(parents=True)
-    spec = specify((1, SIDE, SIDE), CLASSES, 0.5, 0.5, centre_ink=False)
+    opening = Opening(color="grey", resize="fit", centre_ink=False, max_pixels=SIDE**2)
+    spec = Spec(
+        kind="image", shape=(1, SIDE, SIDE), dtype="uint8", classes=CLASSES, mean=(0.5,), std=(0.5,), opening=opening
+    )
     write_spec(spec, NORMALIZED)
     for seed, (split, count) in enumerate(counts.items()):
         write_array(split_array(split), (count, *spec.shape), spec.dtype, draw(count, seed))
@@ -72,10 +75,16 @@ def make_up(counts: dict[str, int]) -> None:
         "label": [index % len(CLASSES) for count in counts.values() for index in range(count)],
         "file": pl.repeat("made up", len(ids), eager=True),
         "sha256": [f"{number:064x}" for number in ids],
-        "pixel_mean": pl.repeat(64, len(ids), dtype=pl.Float32, eager=True),
-        "pixel_std": pl.repeat(64, len(ids), dtype=pl.Float32, eager=True),
+        "brightness": pl.repeat(64, len(ids), dtype=pl.Float32, eager=True),
+        "contrast": pl.repeat(64, len(ids), dtype=pl.Float32, eager=True),
     }
-    write_table(pl.DataFrame(columns), EXAMPLES, examples(len(CLASSES)))
+    schema = examples(len(CLASSES))
+    absent = [
+        pl.lit(None).cast(column.dtype.type).alias(name)
+        for name, column in schema.columns.items()
+        if name not in columns
+    ]
+    write_table(pl.DataFrame(columns).with_columns(absent).select(list(schema.columns)), EXAMPLES, schema)
 
 
 def draw(count: int, seed: int) -> Iterator[NDArray[np.uint8]]:

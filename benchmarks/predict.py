@@ -21,7 +21,8 @@ from PIL import Image
 
 from benchmarks.report import PROJECT, table, write
 from stages.core.data.idx import read_raw, write_idx
-from stages.core.examples.image import decode, fit
+from stages.core.examples.image import open_picture
+from stages.core.examples.spec import Opening
 from stages.core.files.layout import ONNX, raw_folder
 
 COUNTS = (10_000, 100_000, 1_000_000)
@@ -45,8 +46,10 @@ def predict(given: Path, output: Path) -> tuple[float, int]:
 def decode_only(folder: Path) -> float:
     """Return the seconds that it takes to decode and fit every PNG."""
 
+    opening = Opening(color="grey", resize="fit", centre_ink=True, max_pixels=10**6)
+
     def read(path: Path) -> None:
-        fit(decode(path.read_bytes(), path.name)[None], 28, 28, centre_ink=True)
+        open_picture(path.read_bytes(), path.name, (1, 28, 28), opening)
 
     started = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -34,7 +34,7 @@ from flows.notify import notify
 from flows.rwlock import remove_torn_rwlock
 from flows.server import start_temporary_server
 from flows.stage import Outcome, StageError, StageRunner
-from stages.core.config.params import PARAMS, load_params, override_params
+from stages.core.config.params import PARAMS, load_dataset, load_params, override_params
 from stages.core.config.yaml_text import parse_yaml
 from stages.core.files.errors import UserError, report_errors
 from stages.core.machine.interrupt import interruptible
@@ -196,7 +196,7 @@ def main() -> None:
         if not equals:
             parser.error(f"--set-param {field}: expected FIELD=VALUE")
     with report_errors("pipeline"), interruptible():
-        load_params()
+        load_dataset(load_params())
         overrides = {field: parse_yaml(value, YAML(typ="safe"), field) for field, _, value in assignments}
         with temporary_settings({PREFECT_API_URL: PREFECT_API_URL.value() or start_temporary_server()}):
             pipeline(arguments.recipe, overrides, arguments.force, arguments.targets, in_place=not arguments.isolated)

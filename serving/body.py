@@ -8,7 +8,7 @@ from typing import NamedTuple
 from fastapi import HTTPException, Request
 from python_multipart.multipart import parse_options_header
 
-from stages.core.examples.image import FORMATS
+from stages.core.examples.picture import FORMATS
 
 MAX_BODY = 16_000_000  # bytes
 MAX_READ = 3 * MAX_BODY  # bytes read of a body that is too long, because most clients send all of it before they read

@@ -1,6 +1,6 @@
 """Turn the body of `POST /predict` into images for the model: one picture, a form with several, or pixels in JSON.
 
-Shape suffixes: N images, H x W pixels.
+Shape suffixes: N images, C planes, H x W pixels.
 """
 
 import logging
@@ -15,44 +15,51 @@ from python_multipart.multipart import Field as FormField
 from python_multipart.multipart import File, FormParser
 
 from serving.body import FORM, JSON, MAX_BODY, PICTURES, Body
-from stages.core.examples import image
+from stages.core.examples import image, picture
 from stages.core.examples.spec import Spec
 from stages.core.files.errors import UserError
 
 MAX_IMAGES = 256
-MAX_PIXELS = 50_000_000  # of all pictures together
+MAX_PIXELS = 100_000_000  # of all pictures together
 FIELD = "files"
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # It would log the content of a form.
 
 # A pixel is read as a float, because JSON does not distinguish 7.0 from 7.
-Grey = Annotated[float, Field(strict=True, ge=0, le=255, multiple_of=1, allow_inf_nan=False)]
-# Validation stops at the first error, because the messages for millions of errors would take gigabytes.
-Row = Annotated[list[Grey], FailFast()]
-Rows = Annotated[list[Row], FailFast()]
+Level = Annotated[float, Field(strict=True, ge=0, le=255, multiple_of=1, allow_inf_nan=False)]
+Color = Annotated[list[Level], Field(min_length=3, max_length=3)]
+# Validation stops at the first error, because the messages of millions would take gigabytes.
+GreyRows = Annotated[list[Annotated[list[Level], FailFast()]], FailFast()]
+ColorRows = Annotated[list[Annotated[list[Color], FailFast()]], FailFast()]
 
 
-class Pixels(BaseModel):
-    """Hold images as grey levels, like those that the model was trained on; MNIST's digits are white on black."""
+class GreyPixels(BaseModel):
+    """Hold rows of grey levels like those that the model was trained on; MNIST's are white on black."""
 
     model_config = ConfigDict(extra="forbid")
-    images: Annotated[list[Rows], Field(min_length=1, max_length=MAX_IMAGES), FailFast()]
+    images: Annotated[list[GreyRows], Field(min_length=1, max_length=MAX_IMAGES), FailFast()]
+
+
+class ColorPixels(BaseModel):
+    """Hold rows of pixels [red, green, blue]."""
+
+    model_config = ConfigDict(extra="forbid")
+    images: Annotated[list[ColorRows], Field(min_length=1, max_length=MAX_IMAGES), FailFast()]
 
 
 def to_inputs(body: Body, spec: Spec) -> NDArray[np.uint8]:
-    """Return inputs [N, 1, H, W] for the model: pictures are made to fit, while pixels in JSON are taken as they are.
+    """Return inputs [N, C, H, W] for the model: pictures are made to fit, pixels in JSON are taken as they are.
 
     Raises `HTTPException` for a mistake in the request and `UserError` for a mistake in one of its pictures.
     """
     if body.kind == JSON:
-        _, height, width = spec.shape
-        return parse_pixels(body.content, height, width)[:, None]
+        return parse_pixels(body.content, spec)
     return read_pictures(parse_form(body) if body.kind == FORM else [("the picture", body.content)], spec)
 
 
-def to_rows(input_CHW: NDArray[np.uint8]) -> list[list[int]]:
-    """Return an input of the model as rows of grey levels, for JSON."""
-    return input_CHW[0].tolist()
+def to_rows(input_CHW: NDArray[np.uint8]) -> list[Any]:
+    """Return an input of the model as JSON has it: rows of grey levels, or of [red, green, blue]."""
+    return (input_CHW[0] if len(input_CHW) == 1 else input_CHW.transpose(1, 2, 0)).tolist()
 
 
 def parse_form(body: Body) -> list[tuple[str, bytes]]:
@@ -87,21 +94,22 @@ def parse_form(body: Body) -> list[tuple[str, bytes]]:
 
 
 def read_pictures(files: list[tuple[str, bytes]], spec: Spec) -> NDArray[np.uint8]:
-    """Return the inputs for the model that are made from pictures, which are given by name and content."""
-    inputs, pixels = [], 0
+    """Return the inputs made from pictures, given by name and content."""
+    pixels = 0
     for name, content in files:
-        grey_HW = image.decode(content, name)
-        pixels += grey_HW.size
-        if pixels > MAX_PIXELS:
+        header = picture.read_header(content, name)
+        pixels += header.width * header.height
+        if pixels > MAX_PIXELS and len(files) > 1:
             raise UserError(f"the pictures up to {name} have {pixels:,} pixels, allowed: at most {MAX_PIXELS:,} in all")
-        inputs.append(image.to_input(grey_HW, name, spec))
-    return np.stack(inputs)
+    return np.stack([image.open_picture(content, name, spec.shape, spec.opening) for name, content in files])
 
 
-def parse_pixels(content: bytes, height: int, width: int) -> NDArray[np.uint8]:
-    """Return the images [N, height, width] in a JSON body."""
+def parse_pixels(content: bytes, spec: Spec) -> NDArray[np.uint8]:
+    """Return the images [N, C, H, W] in a JSON body."""
+    planes, height, width = spec.shape
     try:
-        images = Pixels.model_validate_json(content).images
+        model = GreyPixels if planes == 1 else ColorPixels
+        images: list[list[Any]] = model.model_validate_json(content).images  # type: ignore[attr-defined]
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the body"
@@ -110,34 +118,32 @@ def parse_pixels(content: bytes, height: int, width: int) -> NDArray[np.uint8]:
         widths = {len(row) for row in rows}
         if len(rows) != height or widths != {width}:
             found = f"{len(rows)} rows of {' or '.join(map(str, sorted(widths))) or 'no'} pixels"
-            raise HTTPException(422, f"images.{index}: has {found}, must have {height} rows of {width} pixels")
-    images_NHW = np.array(images, np.uint8)
-    blank_N = images_NHW.min(axis=(1, 2)) == images_NHW.max(axis=(1, 2))
+            raise HTTPException(422, f"images.{index}: has {found}, allowed: {height} rows of {width} pixels")
+    inputs_NCHW = np.array(images, np.uint8).reshape(-1, height, width, planes).transpose(0, 3, 1, 2)
+    blank_N = image.find_blank(inputs_NCHW)
     if blank_N.any():
         raise HTTPException(422, f"images.{blank_N.argmax()}: {image.BLANK}")
-    return images_NHW
+    return np.ascontiguousarray(inputs_NCHW)
 
 
 def describe_bodies(spec: Spec) -> dict[str, Any]:
     """Return the OpenAPI description of the allowed bodies, for a model with this spec."""
-    _, height, width = spec.shape
-    row = {
-        "type": "array",
-        "minItems": width,
-        "maxItems": width,
-        "items": {"type": "integer", "minimum": 0, "maximum": 255},
-    }
-    rows = {
-        "type": "array",
-        "minItems": height,
-        "maxItems": height,
-        "items": row,
-        "description": "rows of grey levels, like those of the training images (MNIST: white on black), not all equal",
-    }
+    planes, height, width = spec.shape
+    level = {"type": "integer", "minimum": 0, "maximum": 255}
+
+    def array(items: dict[str, Any], count: int) -> dict[str, Any]:
+        return {"type": "array", "minItems": count, "maxItems": count, "items": items}
+
+    rows = array(array(level if planes == 1 else array(level, planes), width), height)
+    pixels = "grey levels (MNIST: white on black)" if planes == 1 else "pixels [red, green, blue]"
+    rows["description"] = f"rows of {pixels} like those of the training images, not all equal"
     images = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": rows}
     files = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": {"type": "string", "format": "binary"}}
     one = [
-        [255 if height // 6 <= y < height - height // 6 and x == width // 2 else 0 for x in range(width)]
+        [
+            (255 if height // 6 <= y < height - height // 6 and x == width // 2 else 0) if planes == 1 else [255, y, x]
+            for x in range(width)
+        ]
         for y in range(height)
     ]
 
@@ -148,7 +154,7 @@ def describe_bodies(spec: Spec) -> dict[str, Any]:
         "required": True,
         "description": f"Up to {MAX_IMAGES} images, {MAX_BODY:,} bytes and {MAX_PIXELS:,} pixels",
         "content": {
-            JSON: {"schema": closed(images=images), "examples": {"a one": {"value": {"images": [one]}}}},
+            JSON: {"schema": closed(images=images), "examples": {"an image": {"value": {"images": [one]}}}},
             FORM: {"schema": closed(**{FIELD: files}), "encoding": {FIELD: {"contentType": ", ".join(PICTURES)}}},
             **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURES},
         },

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from stages.core.deploy.onnx_model import OnnxModel
-from stages.core.examples.image import adversarial, check_readable
+from stages.core.examples.image import adversarial
 from stages.core.files.errors import UserError
 
 INTERVAL_S = 1.0  # seconds between two checks of the file
@@ -77,7 +77,6 @@ def load(path: Path) -> OnnxModel:
     """Return the model in a file if it works; otherwise raise `UserError`, whatever is wrong with the file."""
     try:
         model = OnnxModel(path, THREADS)
-        check_readable(model.spec, path)
         violations = find_violations(model)
     except UserError:
         raise

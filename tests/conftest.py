@@ -4,6 +4,7 @@
 # to import are therefore imported where they are used.
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import shutil
@@ -100,7 +101,8 @@ def tiny_params(idx: Path) -> dict[str, Any]:
         for split, files in FILES.items()
     }
     sources = [{"kind": "url", "url": str(idx)}]
-    params["datasets"]["tiny"] = {"classes": [*CLASSES], "centre_ink": False, "sha256": checksums, "sources": sources}
+    scale = {"mean": 0.5, "std": 0.5}
+    params["datasets"] = {"tiny": {"classes": [*CLASSES], "sha256": checksums, "sources": sources, **scale}}
     params["dataset"], params["machine"]["device"] = "tiny", "cpu"
     params["normalize"]["validation"] = 1 / 6
     params["parity"]["batch_sizes"] = [1, 7, 100]
@@ -119,6 +121,11 @@ def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 def write_params(params: dict[str, Any], folder: Path) -> None:
+    """Write params.yaml, and each of `datasets` to the dataset.yaml in its own folder."""
+    params = copy.deepcopy(params)
+    for name, dataset in params.pop("datasets", {}).items():
+        (folder / "data" / name).mkdir(parents=True, exist_ok=True)
+        YAML().dump(dataset, folder / "data" / name / "dataset.yaml")
     YAML().dump(params, folder / "params.yaml")
 
 

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.core.data import idx
-from stages.core.examples import image
+from stages.core.data.readers.listing import is_hidden, printable
+from stages.core.examples import image, picture
 from stages.core.files.errors import UserError
 
-SUPPORTED = f"{', '.join(image.FORMATS)}, IDX and .npy"
-HIDDEN = ("__MACOSX", "Thumbs.db")  # macOS and Windows create these. Names that begin with a dot are hidden, too.
+SUPPORTED = f"{', '.join(picture.FORMATS)}, IDX and .npy"
+MAX_PIXELS = 100_000_000  # of an image in an array
 NPY = b"\x93NUMPY"
 IDX_IMAGES = idx.signature(3)
 BROKEN = (OSError, EOFError, ValueError, zlib.error)  # Reading a file can raise these.
@@ -47,20 +48,15 @@ def find_sources(given: Path) -> Iterator[Source]:
         raise error
 
     for folder, folders, names in os.walk(given, onerror=give_up):
-        hidden = {name for name in (*folders, *names) if name.startswith(".") or name in HIDDEN}
+        hidden = {name for name in (*folders, *names) if is_hidden(name)}
         folders[:] = sorted(set(folders) - hidden)
         for name in sorted({*names} | hidden):
             path = Path(folder, name)
-            relative = printable(path.relative_to(given).as_posix())
+            relative = printable(path.relative_to(given))
             if name in hidden:
                 yield Source(path, relative, "hidden")
             elif path.is_file():  # Pipes and dangling symbolic links are left out.
                 yield recognize(path, relative)
-
-
-def printable(name: str) -> str:
-    """Return a file's name with any bytes that are not UTF-8 escaped, because a table cannot hold them."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def recognize(path: Path, name: str) -> Source:
@@ -69,18 +65,18 @@ def recognize(path: Path, name: str) -> Source:
     try:
         with path.open("rb") as file:
             start = file.read(16)
-        if image.SIGNATURES.match(start):
+        if picture.SIGNATURES.match(start):
             return Source(path, name, "picture")
         if suffix == ".npy" or start.startswith(NPY):
             array = map_npy(path)
-            return Source(path, name, "npy", image.check_array(array.shape, array.dtype, name))
+            return Source(path, name, "npy", image.check_array(array.shape, array.dtype, name, MAX_PIXELS))
         if start.startswith((idx.GZIP, IDX_IMAGES)):
             return recognize_idx(path, name, zipped=start.startswith(idx.GZIP))
     except UserError as error:
         return Source(path, name, "picture", error=str(error))
     except BROKEN as error:
         return Source(path, name, "picture", error=f"{name} cannot be read: {error}")
-    return Source(path, name, "picture" if suffix in image.SUFFIXES else "other")
+    return Source(path, name, "picture" if suffix in picture.SUFFIXES else "other")
 
 
 def recognize_idx(path: Path, name: str, *, zipped: bool) -> Source:
@@ -92,7 +88,7 @@ def recognize_idx(path: Path, name: str, *, zipped: bool) -> Source:
         shape = idx.read_header(file, 3, name)
     if not zipped:
         idx.check_size(path, shape, name)
-    return Source(path, name, "idx", image.check_array(shape, np.dtype(np.uint8), name))
+    return Source(path, name, "idx", image.check_array(shape, np.dtype(np.uint8), name, MAX_PIXELS))
 
 
 def map_npy(path: Path) -> NDArray[Any]:

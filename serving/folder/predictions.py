@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from serving.folder.chunks import Chunk
 from serving.folder.discovery import Source
 from stages.core.deploy.onnx_model import OnnxModel
-from stages.core.examples import image
+from stages.core.examples import image, picture
 from stages.core.examples.spec import Spec
 from stages.core.files.errors import UserError
 
@@ -67,7 +67,7 @@ def read_inputs(chunk: Chunk, spec: Spec) -> tuple[NDArray[np.uint8], list[str |
     if chunk.error:
         return np.empty((0, *spec.shape), np.uint8), [chunk.error]
     if chunk.array is not None:
-        inputs, blank_N = image.to_inputs(chunk.array, spec)
+        inputs, blank_N = image.fit(chunk.array, spec.shape, spec.opening)
         name = chunk.sources[0].name
         errors = [
             f"image {index} of {name} {image.BLANK}" if blank else None
@@ -82,8 +82,9 @@ def read_inputs(chunk: Chunk, spec: Spec) -> tuple[NDArray[np.uint8], list[str |
 def read_file(source: Source, spec: Spec) -> NDArray[np.uint8] | str:
     """Return the input for the model that a file yields, or its error."""
     try:
-        if (size := source.path.stat().st_size) > image.MAX_BYTES:
-            raise UserError(f"{source.name} has {size:,} bytes, allowed: at most {image.MAX_BYTES:,}")
-        return image.to_input(image.decode(source.path.read_bytes(), source.name), source.name, spec)
+        limit = picture.BYTES_PER_PIXEL * spec.opening.max_pixels
+        if (size := source.path.stat().st_size) > limit:
+            raise UserError(f"{source.name} has {size:,} bytes, allowed: at most {limit:,}")
+        return image.open_picture(source.path.read_bytes(), source.name, spec.shape, spec.opening)
     except (UserError, OSError) as error:
         return str(error)

@@ -17,10 +17,10 @@ import pandera.polars as pa
 import polars as pl
 
 from serving.folder.chunks import read_chunks
-from serving.folder.discovery import SUPPORTED, find_sources, printable
+from serving.folder.discovery import SUPPORTED, find_sources
 from serving.folder.predictions import predict_ahead
+from stages.core.data.readers.listing import printable
 from stages.core.deploy.onnx_model import OnnxModel, is_proven
-from stages.core.examples.image import check_readable
 from stages.core.files.atomic import remove, replacing
 from stages.core.files.errors import UserError
 from stages.core.files.exclusive import locked
@@ -88,7 +88,6 @@ def predict_folder(
     if not model_path.exists():
         raise UserError(f"{model_path} not found: `make run` creates it; --model names another one")
     model, this_folder = OnnxModel(model_path, threads=1), printable(str(given.resolve()))
-    check_readable(model.spec, model_path)
     try:
         with locked(output / ".lock"):
             survey = take_survey(given, model, batch_size)

