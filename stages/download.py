@@ -1,8 +1,8 @@
 """Fetch the data set from its sources, or list the files that lie in its folder.
 
 Reads data/DATASET/. Where its dataset.yaml lists sources, reads those, in order, until one has delivered everything.
-Writes artifacts/raw/DATASET/: the four IDX files, uncompressed, of a data set of arrays; for one of files, files.parquet
-with the label, the checksum and the header of each. The files themselves are not copied.
+Writes artifacts/raw/DATASET/: the four IDX files, uncompressed, of a data set of arrays; for one of files,
+files.parquet with the label, the checksum and the header of each. Files in data/DATASET/ are not copied.
 Fails when every source failed (each with its reason), when a delivered file does not have the checksum that
 dataset.yaml states, when a label is unknown, or when it is not clear what the classes are.
 """

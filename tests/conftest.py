@@ -14,15 +14,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from ruamel.yaml import YAML
 
 if TYPE_CHECKING:
     import numpy as np
+    import polars as pl
     from numpy.typing import NDArray
     from playwright.sync_api import Browser
+
+    from stages.core.examples.spec import Spec
 
 pytest_plugins = ["tests.faults.counts"]
 os.environ["OMP_NUM_THREADS"] = "1"  # Tests run in parallel, and threads that wait for each other would starve.
@@ -109,6 +112,36 @@ def tiny_params(idx: Path) -> dict[str, Any]:
     for recipe in params["recipes"].values():
         recipe.update(epochs=2, batch_size=25)
     return params
+
+
+def make_spec(
+    shape: tuple[int, int, int],
+    classes: list[str],
+    mean: float = 0.5,
+    std: float = 0.5,
+    *,
+    centre_ink: bool = False,
+) -> Spec:
+    """Return the spec of raw images of this shape, grey or coloured, with the same scale for each plane."""
+    from stages.core.examples.spec import Opening, Spec
+
+    color: Literal["grey", "rgb"] = "grey" if shape[0] == 1 else "rgb"
+    opening = Opening(color=color, resize="fit", centre_ink=centre_ink, max_pixels=50_000_000)
+    scale = {"mean": (mean,) * shape[0], "std": (std,) * shape[0]}
+    return Spec(kind="image", shape=shape, dtype="uint8", classes=classes, **scale, opening=opening)
+
+
+def make_examples(columns: Mapping[str, Any], num_classes: int) -> pl.DataFrame:
+    """Return a table of examples with these columns; all others are null."""
+    import polars as pl
+
+    from stages.core.data.schemas import examples
+
+    schema = examples(num_classes).columns
+    types = {name: column.dtype.type for name, column in schema.items()}
+    table = pl.DataFrame(dict(columns), {name: types[name] for name in columns})
+    absent = [pl.lit(None, types[name]).alias(name) for name in schema if name not in columns]
+    return table.with_columns(absent).select(list(schema))
 
 
 def wait_for(condition: Callable[[], Any], seconds: float, what: str) -> Any:

@@ -11,13 +11,15 @@ import pytest
 import torch
 
 from stages import download, evaluate, normalize, train
-from stages.core.config.params import override_params
 from stages.core.data import schemas as data_schemas
 from stages.core.data import splits
+from stages.core.data.raw import Joined
 from stages.core.data.splits import Dataset, read_dataset
 from stages.core.evaluation.inference import infer
+from stages.core.examples.spec import Opening
 from stages.core.files import layout, schemas
 from stages.core.files.errors import UserError
+from stages.core.files.layout import dataset_file
 from stages.core.files.tables import read_json, read_table, write_table
 from stages.core.nets.checkpoint import load_model, save_model
 from tests.conftest import PROJECT, make_once, tiny_params, write_params
@@ -131,6 +133,7 @@ def test_a_class_without_any_test_image_is_an_error(before: Path) -> None:
     assert not layout.METRICS.exists()
 
 
+OTHER_OPENING = Opening(color="grey", resize="crop", centre_ink=False, max_pixels=50_000_000)
 OTHER_DATA = r"^artifacts/model/model\.pt was not trained on the data in artifacts/normalized; `dvc repro`"
 
 
@@ -143,7 +146,13 @@ def test_a_model_of_other_data_is_an_error(before: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"shape": (1, 14, 56)}, {"mean": 0.1}, {"std": 1.0}, {"classes": ["one", *"123456789"]}, {"centre_ink": True}],
+    [
+        {"shape": (1, 14, 56)},
+        {"mean": (0.1,)},
+        {"std": (1.0,)},
+        {"classes": ["one", *"123456789"]},
+        {"opening": OTHER_OPENING},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_a_model_of_another_spec_is_an_error(before: Path, change: dict[str, Any]) -> None:
@@ -152,7 +161,7 @@ def test_a_model_of_another_spec_is_an_error(before: Path, change: dict[str, Any
     other = dataset.spec.model_copy(update=change)
     for split in data_schemas.SPLITS:
         inputs = dataset.read(split).inputs.reshape(-1, *other.shape).copy()
-        splits.write_split(split, other, inputs, np.arange(len(inputs)), layout.NORMALIZED)
+        splits.write_split(split, other, Joined([inputs]), np.arange(len(inputs)), layout.NORMALIZED)
     splits.write_spec(other, layout.NORMALIZED)
     layout.NORMALIZE.record(layout.NORMALIZED)
     assert read_dataset().read("test").inputs.shape == (100, *other.shape)
@@ -162,7 +171,8 @@ def test_a_model_of_another_spec_is_an_error(before: Path, change: dict[str, Any
 
 
 def test_a_change_of_the_scale_makes_other_data(before: Path) -> None:
-    override_params(Path("params.yaml"), {"normalize.mean": 0.25})
+    path = dataset_file("tiny")
+    path.write_text(path.read_text().replace("mean: 0.5", "mean: 0.25"))
     normalize.main()
     with pytest.raises(UserError, match=OTHER_DATA):
         evaluate.main()

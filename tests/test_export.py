@@ -68,9 +68,9 @@ def test_metadata_are_those_of_the_model(exported: Path, model: onnx.ModelProto)
         "shape": [1, 28, 28],
         "dtype": "uint8",
         "classes": CLASSES,
-        "mean": 0.5,
-        "std": 0.5,
-        "centre_ink": False,
+        "mean": [0.5],
+        "std": [0.5],
+        "opening": {"color": "grey", "resize": "fit", "centre_ink": False, "max_pixels": 100_000_000},
     }
     assert Spec.model_validate_json(json.dumps(spec)) == manifest.spec
     assert about == {

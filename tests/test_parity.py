@@ -15,7 +15,7 @@ from stages import download, evaluate, export, normalize, parity, train
 from stages.core.config.params import load_params, override_params
 from stages.core.data.splits import read_dataset
 from stages.core.examples import image
-from stages.core.examples.spec import Spec
+from stages.core.examples.spec import Opening, Spec
 from stages.core.files import layout, schemas
 from stages.core.files.arrays import write_array
 from stages.core.files.errors import UserError
@@ -176,9 +176,12 @@ def test_a_missing_file_is_an_error(ready: Path) -> None:
         parity.main()
 
 
+OTHER_OPENING = Opening(color="grey", resize="crop", centre_ink=False, max_pixels=50_000_000)
+
+
 @pytest.mark.parametrize(
     "change",
-    [{"shape": (1, 24, 24)}, {"classes": list("abcde")}, {"mean": 0.4}, {"centre_ink": True}],
+    [{"shape": (1, 24, 24)}, {"classes": list("abcde")}, {"mean": (0.4,)}, {"opening": OTHER_OPENING}],
     ids=lambda change: next(iter(change)),
 )
 def test_a_file_with_another_spec_is_an_error(ready: Path, change: dict[str, Any]) -> None:

@@ -27,11 +27,10 @@ from stages.core.config.params import Params, load_params, override_params, pars
 from stages.core.data.idx import FILES, read_idx, write_idx
 from stages.core.data.schemas import SPLITS
 from stages.core.data.splits import read_dataset
-from stages.core.examples.image import specify
 from stages.core.files.errors import UserError
 from stages.core.nets.config import NetConfig
 from stages.core.nets.registry import build_model
-from tests.conftest import PROJECT, tiny_params, write_params
+from tests.conftest import PROJECT, make_spec, tiny_params, write_params
 from tests.faults.counts import LONG, Faults
 
 TEXT = (PROJECT / "params.yaml").read_text()
@@ -248,7 +247,7 @@ def test_the_largest_networks(faults: Faults, model: str) -> None:
         resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), hard))
         try:
             # A convnet so deep does not take smaller images.
-            spec = specify((1, 280, 280), [str(label) for label in range(256)], 0.5, 0.5, centre_ink=False)
+            spec = make_spec((1, 280, 280), [str(label) for label in range(256)])
             with pytest.raises(UserError, match=r"weights, allowed: at most 250,000,000$"):
                 build_model(largest(model), spec)
         finally:

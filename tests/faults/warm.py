@@ -12,13 +12,20 @@ import torch
 
 import stages.core.reporting.charts  # noqa: F401
 from stages import export
-from stages.core.examples.image import specify
+from stages.core.examples.spec import Opening, Spec
 from stages.core.nets.config import MlpConfig
 from stages.core.nets.registry import build_model
 
-model = build_model(
-    MlpConfig(name="mlp", hidden=[1], dropout=0.0), specify((1, 1, 1), ["a", "b"], 0, 1, centre_ink=False)
+spec = Spec(
+    kind="image",
+    shape=(1, 1, 1),
+    dtype="uint8",
+    classes=["a", "b"],
+    mean=(0.0,),
+    std=(1.0,),
+    opening=Opening(color="grey", resize="fit", centre_ink=False, max_pixels=1),
 )
+model = build_model(MlpConfig(name="mlp", hidden=[1], dropout=0.0), spec)
 torch.optim.SGD(model.parameters()).step()
 torch.onnx.export(
     export.WithProbabilities(model).eval(),

@@ -17,7 +17,7 @@ def explain_all(error: ValidationError, content: Any, merged: Any) -> list[str]:
     details = error.errors()
     if isinstance(content, dict) and not isinstance(content.get("recipe_defaults"), dict):
         # Without defaults, every recipe lacks nearly everything.
-        details = [detail for detail in details if detail["loc"][0] != "recipes"]
+        details = [detail for detail in details if detail["loc"][:1] != ("recipes",)]
     # A wrong default is wrong in every recipe that does not override it, but it is in the file only once.
     lines = list(dict.fromkeys(explain(detail, content, merged) for detail in details))
     more = [f"  and {hidden} more"] if (hidden := len(lines) - SHOWN_FIELDS) > 0 else []

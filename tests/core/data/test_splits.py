@@ -1,7 +1,7 @@
-"""Test how examples are held out, and that a damaged or inconsistent data set is reported by name."""
+"""Test that splits are checked, stored and read, and that a damaged or inconsistent data set is reported by name."""
 
+import hashlib
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,99 +11,25 @@ import polars as pl
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
-from stages.core.config.params import load_params
 from stages.core.data import schemas, splits
 from stages.core.data.config import ClassShare
-from stages.core.data.splits import check_classes, count_examples, hold_out, read_dataset, read_spec
+from stages.core.data.raw import Joined
+from stages.core.data.splits import check_classes, count_examples, read_dataset, read_spec
 from stages.core.examples.spec import Spec
 from stages.core.files.arrays import write_array
 from stages.core.files.errors import UserError
 from stages.core.files.layout import EXAMPLES, NORMALIZED, SPEC, split_array
 from stages.core.files.tables import write_table
-from tests.conftest import PROJECT
+from tests.conftest import make_examples, make_spec
 
-MNIST_COUNTS = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # images of each class
 SIZES = {"train": 6, "validation": 3, "test": 4}
 SHAPE = (1, 5, 4)
-A_SPEC = Spec(
-    kind="image", shape=SHAPE, dtype="uint8", classes=["a", "b", "c"], mean=0.5, std=0.5, centre_ink=False
-)  # fmt: skip
+A_SPEC = make_spec(SHAPE, ["a", "b", "c"])
 
 
 def checksums(count: int) -> list[str]:
     """Return checksums of as many different examples."""
-    return splits.checksums_of(np.arange(count, dtype=np.uint32))
-
-
-def held_by_class(labels_N: NDArray[np.integer], share: float, seed: int = 1) -> list[int]:
-    held_N = hold_out(labels_N, checksums(len(labels_N)), share, seed)
-    return np.bincount(labels_N[held_N], minlength=int(labels_N.max()) + 1).tolist()
-
-
-def test_the_choice_is_stratified() -> None:
-    labels_N = np.random.default_rng(1).permutation([0] * 50 + [1] * 30 + [2] * 20)
-    assert held_by_class(labels_N, 0.1) == [5, 3, 2]
-    # Exact are 3.5, 2.1 and 1.4; the largest remainder gets the seventh.
-    assert held_by_class(labels_N, 0.07) == [4, 2, 1]
-
-
-def test_5000_of_the_60000_of_mnist_are_held_out() -> None:
-    labels_N = np.arange(10, dtype=np.uint8).repeat(MNIST_COUNTS)
-    share = load_params(PROJECT / "params.yaml").normalize.validation
-    assert held_by_class(labels_N, share) == [494, 562, 496, 511, 487, 452, 493, 522, 487, 496]
-
-
-@pytest.mark.parametrize("share", [0.0001, 0.07, 0.5, 0.9999])
-def test_a_class_of_two_examples_is_on_both_sides(share: float) -> None:
-    labels_N = np.array([0] * 90 + [1] * 7 + [2] * 2 + [4])
-    held_N = hold_out(labels_N, checksums(100), share, seed=1)
-    assert np.unique(labels_N[~held_N]).tolist() == [0, 1, 2, 4]
-    assert np.unique(labels_N[held_N]).tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize(
-    ("share", "held_out"),
-    [(0.01, 7), (0.07, 7), (0.1, 10), (0.104, 10), (0.106, 11), (0.5, 50), (0.93, 93), (0.99, 93)],
-)
-def test_the_share_is_rounded_and_leaves_each_class_on_both_sides(share: float, held_out: int) -> None:
-    held_N = hold_out(np.arange(100) % 7, checksums(100), share, seed=3)
-    assert held_N.shape == (100,)
-    assert held_N.sum() == held_out
-
-
-def test_neither_the_order_nor_the_random_generators_affect_the_choice() -> None:
-    labels_N, names = np.arange(300) % 10, checksums(300)
-    held_N = hold_out(labels_N, names, 1 / 6, seed=1)
-    order_N = np.random.default_rng(1).permutation(300)
-    random.seed(7)
-    np.random.seed(7)  # noqa: NPY002  # It is the global generator that must not matter.
-    again_N = hold_out(labels_N[order_N], [names[index] for index in order_N], 1 / 6, seed=1)
-    assert again_N.tolist() == held_N[order_N].tolist()
-
-
-def test_the_seed_changes_the_choice() -> None:
-    labels_N, names = np.arange(300) % 10, checksums(300)
-    first, again, other = (hold_out(labels_N, names, 1 / 6, seed).tolist() for seed in (1, 1, 2))
-    assert first == again
-    assert first != other
-    assert sum(first) == sum(other) == 50
-
-
-def test_any_example_may_be_held_out() -> None:
-    """The choice does not prefer a place in the file."""
-    labels_N, names = np.zeros(200, int), checksums(200)
-    chosen_N = np.sum([hold_out(labels_N, names, 0.1, seed) for seed in range(400)], axis=0)
-    assert chosen_N.min() > 0
-    assert abs(chosen_N[:100].sum() / chosen_N.sum() - 0.5) < 0.03
-
-
-def test_copies_stay_on_the_same_side_but_where_the_border_lies() -> None:
-    labels_N, names = np.zeros(300, int), [name for name in checksums(100) for _ in range(3)]
-    held_N = hold_out(labels_N, names, 0.1, seed=1)
-    assert held_N.sum() == 30
-    assert np.isin(held_N.reshape(100, 3).sum(axis=1), [0, 3]).all()
-    held_N = hold_out(labels_N, names, 31 / 300, seed=1)
-    assert sorted(held_N.reshape(100, 3).sum(axis=1))[-11:] == [1] + [3] * 10
+    return [hashlib.sha256(str(index).encode()).hexdigest() for index in range(count)]
 
 
 def table(train: str, validation: str, test: str) -> pl.DataFrame:
@@ -121,48 +47,52 @@ def refused_classes(examples: pl.DataFrame, low: float, high: float) -> list[str
 
 def test_a_split_without_a_class_is_reported() -> None:
     assert refused_classes(table("0001", "000", "1"), 0.0, 1.0) == [
-        "raw: each class needs two images in the training file and one in the test file, found:",
-        "  validation: no image of class 'dog'",
-        "  test: no image of class 'cat'",
+        "raw: each split needs an example of each class, found:",
+        "  validation: no example of class 'dog'",
+        "  test: no example of class 'cat'",
     ]
 
 
 def test_a_share_out_of_bounds_is_reported_with_bounds_that_would_do() -> None:
     uneven = table("0001", "01", "01111111")
     assert refused_classes(uneven, 0.2, 0.8) == [
-        "params.yaml: normalize.class_share: shares must be 0.2 to 0.8, raw has:",
+        "class_share: shares must be from 0.2 to 0.8, raw has:",
         "  test: class 'cat' has 0.1250",
         "  test: class 'dog' has 0.8750",
-        "  `min: 0.125` and `max: 0.875` there would allow it",
+        "  `class_share: {min: 0.125, max: 0.875}` in its dataset.yaml would allow it",
     ]
     check_classes(uneven, ["cat", "dog"], ClassShare(min=0.125, max=0.875), Path("raw"))
 
 
-def test_copies_are_counted_within_and_across_splits() -> None:
-    in_splits = {"train": "abbc", "validation": "de", "test": "affd"}
+def test_copies_conflicts_and_problems_are_counted() -> None:
+    in_splits = {"train": "abbc", "validation": "de", "test": "affd", None: "xy"}
     rows = [(split, name) for split, names in in_splits.items() for name in names]
-    examples = pl.DataFrame(rows, schema={"split": pl.String, "sha256": pl.String}, orient="row")
+    columns = pl.DataFrame(rows, schema={"split": pl.String, "name": pl.String}, orient="row")
+    bad = columns["split"].is_null()
+    examples = columns.select(
+        "split",
+        input_sha256=pl.when(~bad).then("name"),
+        label=pl.Series([0, 1, 2, 0, 0, 0, 0, 1, 1, 0, 0, 0]),
+        alike=pl.Series([None] * 6 + [0, None, None, 4, None, None]),
+        problem=pl.when(bad).then(pl.lit("is empty")),
+    )
     assert count_examples(examples) == {
         "train": 4,
         "validation": 2,
         "test": 4,
         "duplicates_across_splits": 4,  # a and d, twice each
         "duplicates_within_split": 4,  # b and f
+        "conflicting_labels": 2,  # b
+        "alike_across_splits": 2,
+        "problems": 2,
     }
-
-
-@pytest.mark.parametrize("count", [1, splits.CHUNK, splits.CHUNK + 1, 2 * splits.CHUNK + 5])
-def test_chunks_are_all_of_the_inputs_in_order(count: int) -> None:
-    parts = list(splits.chunks(np.arange(count)))
-    assert max(map(len, parts)) <= splits.CHUNK
-    assert np.concatenate(parts).tolist() == list(range(count))
 
 
 def test_rows_of_a_split_are_written_in_their_order(tmp_path: Path) -> None:
     count = splits.CHUNK + 10
     inputs = np.random.default_rng(1).integers(256, size=(2 * count, *SHAPE), dtype=np.uint8)
     rows_N = np.random.default_rng(2).permutation(2 * count)[:count]
-    splits.write_split("train", A_SPEC, inputs, rows_N, tmp_path)
+    splits.write_split("train", A_SPEC, Joined([inputs[:100], inputs[100:]]), rows_N, tmp_path)
     np.testing.assert_array_equal(np.load(tmp_path / "train.npy"), inputs[rows_N], strict=True)
 
 
@@ -175,18 +105,17 @@ def stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, NDArray
     random_bytes = np.random.default_rng(1)
     arrays = {split: random_bytes.integers(256, size=(size, *SHAPE), dtype=np.uint8) for split, size in SIZES.items()}
     for split, array in arrays.items():
-        splits.write_split(split, A_SPEC, array, np.arange(len(array)), NORMALIZED)
+        splits.write_split(split, A_SPEC, Joined([array]), np.arange(len(array)), NORMALIZED)
     total = sum(SIZES.values())
-    examples = pl.DataFrame(
+    examples = make_examples(
         {
             "id": range(total),
             "split": [split for split, size in SIZES.items() for _ in range(size)],
             "label": [index % 3 for index in range(total)],
             "file": ["images"] * total,
             "sha256": checksums(total),
-            "pixel_mean": pl.Series([7] * total, dtype=pl.Float32),
-            "pixel_std": pl.Series([7] * total, dtype=pl.Float32),
-        }
+        },
+        3,
     )
     write_table(examples, EXAMPLES, schemas.examples(3))
     return arrays
@@ -274,9 +203,10 @@ def test_a_damaged_spec(content: bytes) -> None:
         {"classes": ["a"]},
         {"classes": "abc"},
         {"mean": None},
-        {"mean": "0.5"},
-        {"std": float("nan")},
-        {"centre_ink": 1},
+        {"mean": ["0.5"]},
+        {"mean": [0.5, 0.5]},
+        {"std": [float("nan")]},
+        {"opening": 1},
         {"surplus": 1},
     ],
     ids=str,
@@ -316,5 +246,5 @@ def test_a_table_of_other_classes() -> None:
 @pytest.mark.usefixtures("stored")
 def test_a_table_whose_splits_are_mixed() -> None:
     pl.read_parquet(EXAMPLES).reverse().write_parquet(EXAMPLES)
-    line = "  table: splits in the order train, validation, test (2 failing; "
+    line = "  table: splits in the order train, validation, test, then problems (2 failing; "
     assert refused("test").startswith(f"{EXAMPLES} violates its schema:\n{line}")

@@ -16,14 +16,14 @@ from stages.core.examples.spec import Spec
 from stages.core.files.errors import UserError
 
 Change = Callable[[onnx.ModelProto], object]
-SPEC = {
+SPEC: dict[str, Any] = {
     "kind": "image",
     "shape": [1, 2, 2],
     "dtype": "uint8",
     "classes": ["even", "odd", "neither"],
-    "mean": 0.0,
-    "std": 1.0,
-    "centre_ink": False,
+    "mean": [0.0],
+    "std": [1.0],
+    "opening": {"color": "grey", "resize": "fit", "centre_ink": False, "max_pixels": 50_000_000},
 }
 METADATA = {"spec": json.dumps(SPEC), "unsure_below": "0.9"}
 FLOATS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -178,7 +178,7 @@ def without(name: str) -> Change:
     [
         (without("spec"), "in its metadata, there is no spec"),
         (without("unsure_below"), "in its metadata, there is no unsure_below"),
-        (with_spec(centre_ink="true"), "in its metadata, spec.centre_ink: "),
+        (with_spec(opening=SPEC["opening"] | {"centre_ink": "true"}), "in its metadata, spec.opening.centre_ink: "),
         (with_spec(classes="even, odd"), "in its metadata, spec.classes: "),
         (with_spec(classes=[1, 2, 3]), "in its metadata, spec.classes.0: "),
         (with_spec(classes=["one"]), "in its metadata, spec.classes: "),
@@ -186,7 +186,10 @@ def without(name: str) -> Change:
         (with_spec(dtype="float32"), "in its metadata, spec.dtype: "),
         (with_spec(shape=[2, 2]), "in its metadata, spec.shape"),
         (with_spec(shape=[1, 2, 0]), "in its metadata, spec.shape.2: "),
-        (with_spec(mean=float("nan")), "in its metadata, spec.mean: "),
+        (with_spec(mean=[float("nan")]), "in its metadata, spec.mean.0: "),
+        (with_spec(std=[1.0, 1.0]), "std must have 1 planes for color grey, found 2"),
+        (with_spec(opening=SPEC["opening"] | {"resize": "squeeze"}), "in its metadata, spec.opening.resize: "),
+        (with_spec(opening=SPEC["opening"] | {"sharpen": True}), "in its metadata, spec.opening.sharpen: "),
         (with_spec(more=1), "in its metadata, spec.more: "),
         (with_metadata("spec", "image"), "in its metadata, spec"),
         (with_metadata("spec", "[" * 100_000), "in its metadata, spec"),

@@ -11,22 +11,24 @@ from stages.core.data import schemas as data_schemas
 from stages.core.files import schemas
 from stages.core.files.errors import UserError
 from stages.core.files.tables import read_table, write_table
+from tests.conftest import make_examples
 
 F32 = pl.Float32
 TABLES: dict[str, tuple[DataFrameSchema, pl.DataFrame]] = {
     "raw_labels": (data_schemas.raw_labels(10), pl.DataFrame({"label": pl.Series([0, 1, 9], dtype=pl.UInt8)})),
     "examples": (
         data_schemas.examples(10),
-        pl.DataFrame(
+        make_examples(
             {
                 "id": [0, 1, 2, 3],
                 "split": ["train", "train", "validation", "test"],
                 "label": [0, 1, 2, 9],
                 "file": ["train-images-idx3-ubyte"] * 3 + ["t10k-images-idx3-ubyte"],
                 "sha256": ["0123456789abcdef" * 4] * 4,
-                "pixel_mean": pl.Series([0, 1, 2, 255], dtype=F32),
-                "pixel_std": pl.Series([0.1, 1, 2, 3], dtype=F32),
-            }
+                "brightness": pl.Series([0, 1, 2, 255], dtype=F32),
+                "contrast": pl.Series([0.1, 1, 2, 3], dtype=F32),
+            },
+            10,
         ),
     ),
     "history": (
@@ -54,6 +56,9 @@ TABLES: dict[str, tuple[DataFrameSchema, pl.DataFrame]] = {
     ),
 }
 COLUMNS = [(name, column) for name, (_, table) in TABLES.items() for column in table.columns]
+NULLABLE = [
+    (name, column) for name, (schema, _) in TABLES.items() for column, rules in schema.columns.items() if rules.nullable
+]
 NAN, INF = float("nan"), float("inf")
 
 
@@ -99,9 +104,8 @@ def test_examples_round_trip(tmp_path: Path) -> None:
             "isin(['train', 'validation', 'test']) (2 failing; row 1: dev,",
         ),
         ("examples", "label", [0, -1, 10, 9], "in_range(0, 9) (2 failing; row 1: -1, row 2: 10)"),
-        ("examples", "pixel_mean", [0, -1, 256, 9], "in_range(0, 255) (2 failing; row 1: -1.0, row 2: 256.0)"),
-        ("examples", "pixel_std", [1, 0, 1, -1], "no constant image (2 failing; row 1: 0.0, row 3: -1.0)"),
-        ("examples", "pixel_std", [1, NAN, 1, 1], "not_nullable (1 failing; row 1: NaN)"),
+        ("examples", "brightness", [0, -1, 256, 9], "in_range(0, 255) (2 failing; row 1: -1.0, row 2: 256.0)"),
+        ("examples", "contrast", [1, 0, 129, -1], "in_range(0, 128) (2 failing; row 2: 129.0, row 3: -1.0)"),
         ("examples", "sha256", ["a" * 64, "a" * 63, "a" * 65, "A" * 64], "str_matches('^[0-9a-f]{64}$') (3 failing"),
         ("history", "epoch", [0, 1, 2], "epochs 1, 2, 3, ... in order (3 failing; row 0: 0, row 1: 1, row 2: 2)"),
         ("history", "epoch", [1, 3, 2], "epochs 1, 2, 3, ... in order (2 failing; row 1: 3, row 2: 2)"),
@@ -137,12 +141,12 @@ def test_table_column_missing(tmp_path: Path, name: str, column: str) -> None:
 def test_table_type(tmp_path: Path, name: str, column: str) -> None:
     schema, table = TABLES[name]
     expected = table.schema[column]
-    other = pl.String if expected.is_numeric() else pl.Binary
+    other = pl.Binary if expected == pl.String else pl.String
     broken = table.with_columns(pl.col(column).cast(other))
     assert_table_refused(broken, schema, tmp_path, f"  column '{column}': dtype('{expected}') (1 failing; {other()})")
 
 
-@pytest.mark.parametrize(("name", "column"), COLUMNS)
+@pytest.mark.parametrize(("name", "column"), [each for each in COLUMNS if each not in NULLABLE])
 def test_table_null(tmp_path: Path, name: str, column: str) -> None:
     schema, table = TABLES[name]
     broken = table.with_columns(pl.when(pl.int_range(pl.len()) != 1).then(pl.col(column)).alias(column))
@@ -167,8 +171,21 @@ def test_table_unknown_column(tmp_path: Path, name: str) -> None:
 def test_examples_are_in_the_order_of_the_splits(tmp_path: Path, order: list[str], rows: str) -> None:
     schema, table = TABLES["examples"]
     broken = table.with_columns(split=pl.Series(order))
-    line = f"  table: splits in the order train, validation, test {rows}"
+    line = f"  table: splits in the order train, validation, test, then problems {rows}"
     assert_table_refused(broken, schema, tmp_path, line)
+
+
+@pytest.mark.parametrize(("split", "problem"), [(None, None), ("test", "is empty")])
+def test_an_example_has_either_a_split_or_a_problem(tmp_path: Path, split: str | None, problem: str | None) -> None:
+    schema, table = TABLES["examples"]
+    last = pl.int_range(pl.len()) == 3
+    broken = table.with_columns(
+        split=pl.when(last).then(pl.lit(split, pl.String)).otherwise("split"),
+        problem=pl.when(last).then(pl.lit(problem, pl.String)).otherwise("problem"),
+    )
+    assert_table_refused(
+        broken, schema, tmp_path, "  table: an example has either a split or a problem (1 failing; row 3: "
+    )
 
 
 @pytest.mark.parametrize("rows", [0, 2, 4])

@@ -11,6 +11,7 @@ from stages.core.nets.config import (
     VggConfig,
     WaveNetConfig,
 )
+from tests import conftest
 
 
 def make_spec(
@@ -18,7 +19,7 @@ def make_spec(
 ) -> Spec:
     """Return the spec of raw images of this shape, with classes named "0", "1", ..."""
     names = [str(label) for label in range(classes)]
-    return Spec(kind="image", shape=shape, dtype="uint8", classes=names, mean=mean, std=std, centre_ink=False)
+    return conftest.make_spec(shape, names, mean, std)
 
 
 def mlp(*hidden: int, dropout: float = 0.0) -> MlpConfig:

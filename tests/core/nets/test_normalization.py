@@ -15,7 +15,14 @@ RAW = torch.arange(256, dtype=torch.uint8)
 def test_raw_values_of_any_type_are_normalized_as_the_spec_says(mean: float, std: float, dtype: torch.dtype) -> None:
     found = Normalization(make_spec(mean=mean, std=std))(RAW.to(dtype))
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), (RAW.double() / 255 - mean) / std, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.flatten().double(), (RAW.double() / 255 - mean) / std, rtol=1e-6, atol=1e-6)
+
+
+def test_each_plane_has_its_own_scale() -> None:
+    spec = make_spec((3, 1, 1)).model_copy(update={"mean": (0.1, 0.2, 0.3), "std": (0.5, 1.0, 2.0)})
+    found = Normalization(spec)(torch.full((2, 3, 1, 1), 255, dtype=torch.uint8))
+    expected = torch.tensor([0.9 / 0.5, 0.8, 0.7 / 2]).view(1, 3, 1, 1).expand(2, 3, 1, 1)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_output_is_float32_within_autocast() -> None:

@@ -8,7 +8,6 @@ import polars as pl
 import pytest
 
 from stages.core.data.splits import Split
-from stages.core.examples.spec import Spec
 from stages.core.files import layout
 from stages.core.nets.manifest import read_manifest
 from stages.core.reporting.context import (
@@ -24,6 +23,7 @@ from stages.core.reporting.context import (
     worst_mistakes,
 )
 from stages.core.training.config import Unsure
+from tests.conftest import make_spec
 
 CLASSES = ["cat", "dog", "owl"]
 
@@ -84,8 +84,8 @@ def test_splits_by_hand() -> None:
         {
             "split": ["train", "train", "train", "validation", "test", "test"],
             "label": [1, 0, 1, 0, 1, 0],
-            "pixel_mean": [10.0, 20.0, 30.0, 7.0, 0.0, 8.0],
-            "pixel_std": [0.0, 0.0, 0.0, 3.0, 0.0, 0.0],
+            "brightness": [10.0, 20.0, 30.0, 7.0, 0.0, 8.0],
+            "contrast": [0.0, 0.0, 0.0, 3.0, 0.0, 0.0],
         }
     )
     train, validation, test = describe_splits(examples)
@@ -103,11 +103,11 @@ def test_splits_by_hand() -> None:
 
 
 def test_every_file_between_stages_is_listed_with_its_rules() -> None:
-    spec = Spec(kind="image", shape=(1, 4, 5), dtype="uint8", classes=CLASSES, mean=0.5, std=0.5, centre_ink=False)
+    spec = make_spec((1, 4, 5), CLASSES)
     rules = {entry["file"]: entry["rules"] for entry in describe_files("tiny", spec, 7)}
     assert rules["artifacts/normalized/{train,validation,test}.npy"] == ["uint8 [rows of the table, 1, 4, 5]"]
     assert rules["artifacts/raw/tiny: labels"] == ["label: UInt8, in_range(0, 2)"]
-    assert "splits in the order train, validation, test" in rules[str(layout.EXAMPLES)]
+    assert "splits in the order train, validation, test, then problems" in rules[str(layout.EXAMPLES)]
     assert "one row for each of 7 images" in rules[str(layout.PREDICTIONS)]
     assert {str(layout.HISTORY), str(layout.PER_CLASS)} < set(rules)
 
