@@ -65,7 +65,7 @@ def parse_params(text: str, path: Path) -> Params:
     try:
         params = Params.model_validate(merged)
     except ValidationError as error:
-        raise UserError("\n".join([f"{path} is invalid:", *explain_all(error, content, merged)])) from None
+        raise UserError("\n".join([f"{path} is invalid:", *explain_all(error.errors(), content, merged)])) from None
     for field in ("recipe", "dataset"):
         name, known = getattr(params, field), list(getattr(params, f"{field}s"))
         if name not in known:

@@ -166,7 +166,6 @@ WRONG = [
     ("datasets.mnist.sha256.test.labels", "G" * 64, SHA256),
     # bad union members
     ("recipes.convnet.model", {"name": "unet"}, "input tag 'unet' found using 'name' does not match any"),
-    ("recipes.convnet.model", {"channels": [8]}, "unable to extract tag using discriminator 'name'"),
     ("recipes.convnet.optimizer", {"name": "lion"}, "input tag 'lion' found using 'name' does not match any"),
     ("recipes.convnet.schedule", {"name": "step"}, "input tag 'step' found using 'name' does not match any"),
     ("datasets.mnist.sources.0", {"kind": "ftp"}, "input tag 'ftp' found using 'kind' does not match any"),
@@ -219,6 +218,7 @@ def test_far_name_is_not_suggested(tmp_path: Path, content: dict[str, Any]) -> N
         "recipes.vgg.optimizer.lr",  # That of the defaults belongs to another optimizer.
         "datasets.mnist.sha256.train.images",
         "datasets.mnist.sources.1.member",
+        "datasets.mnist.sources.1.kind",
     ],
 )
 def test_missing_key(tmp_path: Path, content: dict[str, Any], field: str) -> None:
@@ -239,7 +239,10 @@ def test_missing_defaults_are_reported_without_what_they_would_have_completed(
     ]
 
 
-@pytest.mark.parametrize("field", ["recipes.article.epochs", "recipes.convnet.model", "recipes.convnet.model.channels"])
+@pytest.mark.parametrize(
+    "field",
+    ["recipes.article.epochs", "recipes.convnet.model", "recipes.convnet.model.name", "recipes.convnet.model.channels"],
+)
 def test_missing_key_that_has_no_default(tmp_path: Path, content: dict[str, Any], field: str) -> None:
     set_field(content, field, MISSING)
     write_params(content, tmp_path)
@@ -443,6 +446,7 @@ WRONG_DEFAULTS = [
     ("dropout", 0.5, "found 0.5, but there is no such key"),
     ("regularization.patience", MISSING, "is missing"),
     ("optimizer.weight_decay", MISSING, "is missing"),
+    ("optimizer.name", MISSING, "is missing"),
 ]
 
 
