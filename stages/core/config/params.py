@@ -27,7 +27,7 @@ DEFAULTS = "recipe_defaults"
 class Params(Section):
     """Hold all settings. Recipes are complete: what they leave out comes from `recipe_defaults`."""
 
-    recipe_defaults: dict[str, Any]  # Its values are validated as part of the recipes.
+    recipe_defaults: dict[str, Any]  # `find_wrong_defaults` validates its values.
     recipe: Name
     """The recipe that is trained, one of `recipes`."""
     dataset: Name
@@ -61,11 +61,13 @@ def parse_params(text: str, path: Path) -> Params:
     """Return the validated params in `text`; errors name `path`."""
     # DVC reads the file with the same parser, so a value means the same to both (1e-3 is a number).
     content = parse_yaml(text, YAML(typ="safe"), str(path))
-    merged = with_complete_recipes(content)
+    merged, wrong = with_complete_recipes(content), find_wrong_defaults(content)
     try:
         params = Params.model_validate(merged)
     except ValidationError as error:
-        raise UserError("\n".join([f"{path} is invalid:", *explain_all(error.errors(), content, merged)])) from None
+        wrong += error.errors()
+    if wrong:
+        raise UserError("\n".join([f"{path} is invalid:", *explain_all(wrong, content, merged)]))
     for field in ("recipe", "dataset"):
         name, known = getattr(params, field), list(getattr(params, f"{field}s"))
         if name not in known:
@@ -102,6 +104,21 @@ def with_defaults(recipe: Any, defaults: dict[str, Any]) -> Any:
     return merged
 
 
+def find_wrong_defaults(content: Any) -> list[Any]:
+    """Return pydantic's errors in `recipe_defaults`, except those that a recipe corrects by what it adds."""
+    match content:
+        case {"recipe_defaults": dict(defaults)}:
+            try:
+                Recipe.model_validate(defaults)
+            except ValidationError as error:
+                return [
+                    {**detail, "loc": (DEFAULTS, *detail["loc"])}
+                    for detail in error.errors()
+                    if detail["type"] not in ("missing", "value_error")
+                ]
+    return []
+
+
 def override_params(path: Path, overrides: Mapping[str, Any]) -> None:
     """Set dotted fields (`recipes.convnet.optimizer.lr`) in the file, keeping its comments.
 
@@ -128,17 +145,15 @@ def set_field(content: Any, keys: list[str], value: Any) -> None:
     """Set a field that exists, or that a recipe leaves out; raise `KeyError` with the reason for any other."""
     section, defaults = content, None
     for depth, key in enumerate(keys):
-        known = [*section, *(defaults or {})] if isinstance(section, dict) else []
+        inherited = defaults if isinstance(defaults, dict) else {}
+        known = [*section, *inherited] if isinstance(section, dict) else []
         if key not in known:
             raise KeyError(f"there is no '{key}'{did_you_mean(key, known)}")
         if depth == len(keys) - 1:
             section[key] = value
             return
         section = section.setdefault(key, {})
-        if (depth, keys[0]) == (1, "recipes"):
-            defaults = content.get(DEFAULTS)
-        else:
-            defaults = defaults.get(key) if isinstance(defaults, dict) else None
+        defaults = content.get(DEFAULTS) if (depth, keys[0]) == (1, "recipes") else inherited.get(key)
 
 
 if __name__ == "__main__":

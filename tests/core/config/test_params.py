@@ -509,9 +509,17 @@ def test_what_a_recipe_states_is_reported_of_the_recipe_and_what_it_inherits_of_
 
 def test_a_default_that_every_recipe_overrides_does_no_harm(tmp_path: Path, content: dict[str, Any]) -> None:
     content["recipe_defaults"]["epochs"] = 7
-    content["recipe_defaults"]["model"] = {"name": "unet"}
+    content["recipe_defaults"]["model"] = {"name": "mlp", "hidden": [8]}  # It is not complete.
     write_params(content, tmp_path)
     assert load_params(tmp_path / "params.yaml").recipes == load_params(FILE).recipes
+
+
+def test_a_default_that_every_recipe_overrides_is_validated(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["recipe_defaults"] |= {"epochs": "x", "model": 3}
+    write_params(content, tmp_path)
+    epochs, model = sorted(refusal(tmp_path / "params.yaml").split("\n")[1:])
+    assert epochs == "  recipe_defaults.epochs: found 'x', input should be a valid integer"
+    assert model.startswith("  recipe_defaults.model: found 3, ")
 
 
 @pytest.mark.parametrize("value", [None, [], "adamw", 7])
@@ -602,6 +610,16 @@ def test_an_override_that_is_not_possible_changes_nothing(
         override_params(path, {"seed": 5, field: value})
     assert str(refused.value) == f"{path} is invalid:\n  {field}: {reason}"
     assert path.read_text() == FILE.read_text()
+
+
+@pytest.mark.parametrize("field", ["seed", "recipes.convnet.epochs", "recipes.convnet.optimizer.lr"])
+def test_an_override_beside_defaults_that_are_not_a_section(
+    tmp_path: Path, content: dict[str, Any], field: str
+) -> None:
+    content["recipe_defaults"] = 5
+    write_params(content, tmp_path)
+    with pytest.raises(UserError, match="recipe_defaults: found 5, input should be a valid dictionary"):
+        override_params(tmp_path / "params.yaml", {field: 1})
 
 
 def test_a_default_is_overridden_for_all_recipes_that_leave_it_out(tmp_path: Path) -> None:
