@@ -31,8 +31,6 @@ WRITTEN = {
         ".dvc/tmp/rwlock",
         ".prefect",
         "artifacts/predictions/photos/predictions.parquet",
-        "artifacts/sums",
-        "artifacts/times",
         "site",
     )
 }
