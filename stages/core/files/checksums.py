@@ -12,10 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from stages import STARTED
 from stages.core.files.atomic import replacing
 from stages.core.files.errors import UserError
 from stages.core.files.exclusive import is_main_process
+from stages.core.files.started import STARTED
 
 IN_GIT = ("details", "metrics")  # the folders whose files dvc.yaml leaves to git: DVC's cache does not hold them
 
