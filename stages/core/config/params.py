@@ -15,7 +15,8 @@ from stages.core.config.explain import explain_all
 from stages.core.config.section import Name, Section
 from stages.core.config.yaml_text import parse_yaml, read_text
 from stages.core.data.config import Dataset, Normalize
-from stages.core.deploy.config import Evaluate, Export, Parity
+from stages.core.deploy.config import Export, Parity
+from stages.core.evaluation.config import Evaluate
 from stages.core.files.atomic import replacing
 from stages.core.files.errors import UserError, did_you_mean, report_errors
 from stages.core.training.config import Machine, Recipe, Train

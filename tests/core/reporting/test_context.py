@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from stages.core.data.splits import Split
+from stages.core.evaluation.config import Unsure
 from stages.core.examples.spec import Spec
 from stages.core.files import layout
 from stages.core.nets.manifest import read_manifest
@@ -23,7 +24,6 @@ from stages.core.reporting.context import (
     sample_examples,
     worst_mistakes,
 )
-from stages.core.training.config import Unsure
 
 CLASSES = ["cat", "dog", "owl"]
 
