@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.core.files.layout import NORMALIZED
+from stages.core.reporting import local
 from tests.conftest import PROJECT, Clone, write_params
 from tests.faults.processes import contents
 
@@ -58,6 +59,10 @@ def test_stages_of_dvc_are_the_modules() -> None:
     modules = {path.stem for path in (PROJECT / "stages").glob("*.py")} - {"__init__"}
     assert set(STAGES) == modules
     assert {stage["cmd"] for stage in STAGES.values()} == {f"python -m stages.{name}" for name in modules}
+
+
+def test_the_report_shows_every_stage_before_it() -> None:
+    assert ["download", *(outputs.stage for outputs in local.STAGES), "report"] == [*STAGES]
 
 
 @pytest.mark.parametrize("name", STAGES)
