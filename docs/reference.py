@@ -2,7 +2,7 @@
 
 import ast
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
@@ -11,9 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic.fields import FieldInfo
-from ruamel.yaml import YAML
 
-from stages.core.config.params import DEFAULTS, PARAMS, Params
+from stages.core.config.params import Params
 from stages.core.config.section import Section
 
 PAGE = Path("docs/configuration-reference.md")
@@ -23,11 +22,9 @@ INTRODUCTION = """\
 Every field of `params.yaml`. `python -m docs.reference` generates this page from the classes that validate the file.
 [Configuration](configuration.md) explains how to change a field.
 
-The column *Default* shows the value in `params.yaml`; for the fields of a recipe, the value in `recipe_defaults`. Only
-recipes may leave out fields: those for which `recipe_defaults` has a value. All other fields are required.
+Only recipes may leave out fields: those for which `recipe_defaults` has a value. All other fields are required.
 """
 NAMES = {int: "integer", float: "number", bool: "boolean", str: "text", NoneType: "null"}
-REQUIRED = object()
 
 
 def main() -> None:
@@ -36,46 +33,39 @@ def main() -> None:
 
 def render() -> str:
     """Return the page."""
-    values = YAML(typ="safe").load(PARAMS)
-    recipe_defaults = values[DEFAULTS]
-    lines = [INTRODUCTION, *section("", "Top level", Params, values)]
+    lines = [INTRODUCTION, *section("", "Top level", Params)]
     for name, field in Params.model_fields.items():
         match get_args(field.annotation):
             case (_, kind) if get_origin(field.annotation) is dict and is_section(kind):
-                lines += tables(f"{name}.NAME", kind, recipe_defaults if name == "recipes" else {})
+                lines += tables(f"{name}.NAME", kind)
             case _ if is_section(field.annotation):
-                lines += tables(name, field.annotation, values[name])
+                lines += tables(name, field.annotation)
     return "\n".join(lines)
 
 
-def tables(path: str, kind: Any, values: Mapping[str, Any]) -> Iterator[str]:
+def tables(path: str, kind: Any) -> Iterator[str]:
     """Yield the table of a section, and those of the sections in it."""
-    yield from section(path, f"`{path}`", kind, values)
+    yield from section(path, f"`{path}`", kind)
     for name, field in kind.model_fields.items():
-        inner = values.get(name, {})
         variants = find_sections(field.annotation)
         for variant in variants:
             if len(variants) == 1:
-                yield from tables(f"{path}.{name}", variant, inner)
+                yield from tables(f"{path}.{name}", variant)
             else:
                 tag, labels = find_tag(variant)
-                chosen = isinstance(inner, dict) and inner.get(tag) in labels
                 title = f"`{path}.{name}` with {tag} {' or '.join(f'`{label}`' for label in labels)}"
-                yield from section(f"{path}.{name}", title, variant, inner if chosen else {})
+                yield from section(f"{path}.{name}", title, variant)
 
 
-def section(path: str, title: str, kind: type[Section], values: Mapping[str, Any]) -> Iterator[str]:
+def section(path: str, title: str, kind: type[Section]) -> Iterator[str]:
     """Yield the heading and the table of one section."""
     yield f"## {title}\n"
     if path:
         yield f"{' '.join((inspect.getdoc(kind) or '').split())}\n"
     descriptions = read_descriptions(kind)
     own = {name: field for name, field in kind.model_fields.items() if name in descriptions}
-    rows = [
-        (f"`{name}`", describe_type(field), describe_default(values.get(name, REQUIRED)), descriptions[name])
-        for name, field in own.items()
-    ]
-    yield "| Field | Allowed | Default | Meaning |\n|---|---|---|---|"
+    rows = [(f"`{name}`", describe_type(field), descriptions[name]) for name, field in own.items()]
+    yield "| Field | Allowed | Meaning |\n|---|---|---|"
     yield from (f"| {' | '.join(cell.replace('|', '&#124;') for cell in row)} |" for row in rows)
     yield ""
 
@@ -144,19 +134,6 @@ def flatten(metadata: list[Any]) -> Iterator[Any]:
     """Yield the constraints, including those that a `Field` groups."""
     for constraint in metadata:
         yield from flatten(constraint.metadata) if isinstance(constraint, FieldInfo) else [constraint]
-
-
-def describe_default(value: Any) -> str:
-    """Return a default as params.yaml writes it."""
-    match value:
-        case _ if value is REQUIRED:
-            return ""
-        case bool():
-            return f"`{str(value).lower()}`"
-        case dict():
-            return f"`{value['name']}`" if "name" in value else "see below"
-        case _:
-            return f"`{value}`"
 
 
 def is_section(annotation: Any) -> bool:

@@ -36,7 +36,7 @@ class Room:
     def take(self, size: int) -> None:
         if size > self.left:
             problem = f"too many requests are under way; try again in {RETRY_S} s"
-            raise HTTPException(503, problem, {"Retry-After": str(RETRY_S)})
+            raise HTTPException(503, problem, {"Retry-After": str(RETRY_S), "Connection": "close"})
         self.left -= size
 
 

@@ -18,13 +18,14 @@ from stages.core.evaluation.calibration import count_unsure
 from stages.core.evaluation.inference import infer
 from stages.core.evaluation.metrics import measure, wilson_interval
 from stages.core.files import layout, schemas
-from stages.core.files.errors import UserError, report_errors
+from stages.core.files.errors import report_errors
 from stages.core.files.exclusive import exclusive
 from stages.core.files.tables import write_json, write_table
 from stages.core.machine.device import describe_device, pick_device
 from stages.core.machine.provenance import made_from
 from stages.core.machine.threads import sharing_cores
 from stages.core.nets.checkpoint import load_model
+from stages.core.nets.manifest import check_data
 
 
 def tabulate(logits_NK: Tensor, labels_N: Tensor) -> pl.DataFrame:
@@ -45,10 +46,7 @@ def main() -> None:
     layout.TRAIN.verify(layout.MODEL, layout.MANIFEST)
     layout.NORMALIZE.verify(layout.NORMALIZED)
     model, manifest = load_model()
-    if manifest.data_sha256 != layout.NORMALIZE.digest(layout.NORMALIZED):
-        raise UserError(
-            f"{layout.MODEL} was not trained on the data in {layout.NORMALIZED}; `dvc repro` trains it again"
-        )
+    check_data(manifest)
     test, device = read_dataset().read("test"), pick_device(params.machine.device)
     inputs, labels_N = torch.from_numpy(test.inputs), torch.from_numpy(test.labels)
 

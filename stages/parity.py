@@ -3,8 +3,9 @@
 Reads artifacts/onnx/model.onnx, artifacts/model/, artifacts/normalized/ and the predictions of the evaluation.
 Writes artifacts/metrics/parity.json, the figures by which runs are compared, and artifacts/details/parity.json, the
 verdict, the differences by input and the provenance.
-Fails, after both are written, when logits differ by more than `parity.max_abs_diff`, when a label differs that is not a
-near-tie, or when PyTorch does not reproduce the evaluation's predictions.
+Fails when the model and the data do not fit together; after both files are written, when logits differ by more than
+`parity.max_abs_diff`, when a label differs that is not a near-tie, or when PyTorch does not reproduce the evaluation's
+predictions.
 
 Shape suffixes: N examples, K classes.
 """
@@ -35,6 +36,7 @@ from stages.core.machine.device import describe_device
 from stages.core.machine.provenance import made_from
 from stages.core.machine.threads import sharing_cores
 from stages.core.nets.checkpoint import load_model
+from stages.core.nets.manifest import check_data
 
 PYTORCH_BATCH_SIZE = 256
 CPU = torch.device("cpu")
@@ -147,6 +149,7 @@ def main() -> None:
     layout.EVALUATE.verify(layout.PREDICTIONS)
     layout.EXPORT.verify(layout.ONNX)
     onnx_model, (model, manifest) = OnnxModel(layout.ONNX), load_model()
+    check_data(manifest)
     check_specs(onnx_model.spec, manifest.spec)
     test = read_dataset().read("test")
     labels_N = torch.from_numpy(test.labels)

@@ -4,7 +4,7 @@ Reads what all other stages wrote, and the baseline's metrics in artifacts/basel
 Writes artifacts/report/index.html (one file, no network) and artifacts/report/MODEL_CARD.md. Values that differ between
 runs (times, the last commit's metrics) go to artifacts/report/local.js, which is not an output of the stage: the page
 shows them if the file lies beside it and belongs to the same model.
-Fails when a file is not what its stage wrote.
+Fails when a file is not what its stage wrote, or when the model and the data do not fit together.
 """
 
 import json
@@ -17,7 +17,7 @@ from stages.core.files.atomic import replacing
 from stages.core.files.errors import report_errors
 from stages.core.files.exclusive import exclusive
 from stages.core.files.tables import read_json, read_table
-from stages.core.nets.manifest import read_manifest
+from stages.core.nets.manifest import check_data, read_manifest
 from stages.core.reporting.context import Run, page_context, shared_context
 from stages.core.reporting.local import local_facts
 from stages.core.reporting.templates import load_templates
@@ -31,6 +31,7 @@ def read_run(params: Params) -> Run:
     layout.EXPORT.verify(layout.ONNX)
     layout.PARITY.verify(layout.PARITY_METRICS, layout.PARITY_DETAILS)
     dataset, manifest = read_dataset(), read_manifest()
+    check_data(manifest)
     test, num_classes = dataset.read("test"), len(manifest.spec.classes)
     return Run(
         params=params,

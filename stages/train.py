@@ -104,13 +104,14 @@ def train_to_the_end(
     """Train the remaining epochs; return the whole history and the weights of the best epoch."""
     recipe, device = params.chosen_recipe, next(state.model.parameters()).device
     steps = count_steps(recipe, train.size)
-    with show_progress(recipe, steps, train.size) if is_main_process() else nullcontext() as progress:
+    rank, world_size = rank_and_world_size()
+    with show_progress(recipe, steps, train.size) if rank == 0 else nullcontext() as progress:
         rows, weights = restore_checkpoint(state, checkpoint)
         if progress:
             count = sum(weight.numel() for weight in state.model.parameters())
             resumed = f", resumed after epoch {len(rows)}" if rows else ""
             print(f"train: recipe {params.recipe}, {count:,} parameters, {train.size:,} images", end=" ")
-            print(f"on {rank_and_world_size()[1]} x {device.type}{resumed}", flush=True)
+            print(f"on {world_size} x {device.type}{resumed}", flush=True)
             for row in rows:
                 progress.log(row)
         epochs = train_epochs(
@@ -195,11 +196,12 @@ def run(params: Params, device: torch.device) -> None:
         seed=params.seed,
         environment=describe_environment(params, device),
     )
-    with resume.claim_checkpoint(key) if is_main_process() else nullcontext() as checkpoint:
+    rank, _ = rank_and_world_size()
+    with resume.claim_checkpoint(key) if rank == 0 else nullcontext() as checkpoint:
         rows, weights = train_to_the_end(params, state, train, validation, checkpoint)
         if dist.is_initialized():
             dist.barrier()  # Nothing is written unless every process gets this far.
-        if is_main_process():
+        if rank == 0:
             write_model(params, dataset.spec, rows, weights, validation)
 
 

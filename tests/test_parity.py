@@ -20,7 +20,7 @@ from stages.core.files import layout, schemas
 from stages.core.files.arrays import write_array
 from stages.core.files.errors import UserError
 from stages.core.files.tables import read_table, write_table
-from stages.core.nets.checkpoint import build_calibrated, load_model
+from stages.core.nets.checkpoint import build_calibrated, load_model, save_model
 from stages.core.nets.normalization import Normalization
 from tests.conftest import PROJECT, make_once, tiny_params, write_params
 
@@ -198,9 +198,21 @@ def test_inputs_that_do_not_fit_the_table_are_an_error(ready: Path) -> None:
     inputs = read_dataset().read("test").inputs[:60].copy()
     write_array(layout.split_array("test"), inputs.shape, inputs.dtype, [inputs])
     layout.NORMALIZE.record(layout.NORMALIZED)
+    model, manifest = load_model()
+    digest = layout.NORMALIZE.digest(layout.NORMALIZED)
+    save_model(manifest.model_copy(update={"data_sha256": digest}), model.model.state_dict())
+    layout.TRAIN.record(layout.MODEL, layout.MANIFEST)
     expected = r"^artifacts/normalized/test\.npy holds uint8 \[60, 1, 28, 28\], expected uint8 \[100, 1, 28, 28\]$"
     with pytest.raises(UserError, match=expected):
         parity.main()
+
+
+def test_a_model_of_other_data_is_an_error(ready: Path) -> None:
+    override_params(ready / "params.yaml", {"seed": 7})
+    normalize.main()
+    with pytest.raises(UserError, match=r"^artifacts/model/model\.pt was not trained on the data in artifacts/norm"):
+        parity.main()
+    assert not layout.PARITY_METRICS.exists()
 
 
 def test_near_ties_are_counted_apart() -> None:

@@ -12,6 +12,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from stages.core.files.layout import NORMALIZED
+from stages.core.reporting import local
 from tests.conftest import PROJECT, Clone, write_params
 from tests.faults.processes import contents
 
@@ -19,7 +20,7 @@ STAGES = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
 
 
 def direct_imports(module: Path) -> set[str]:
-    """Return the project's files that `module` itself imports."""
+    """Return the project's files that `module` itself imports, with the packages that they are in and it is not."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(module.read_text())):
         match node:
@@ -29,15 +30,25 @@ def direct_imports(module: Path) -> set[str]:
                 candidates = [alias.name for alias in names]
             case _:
                 continue
-        files = [f"{candidate.replace('.', '/')}.py" for candidate in candidates]
-        found.update(file for file in files if (PROJECT / file).is_file())
-    return found
+        paths = [Path(candidate.replace(".", "/")) for candidate in candidates]
+        found.update(f"{path}.py" for path in paths if (PROJECT / f"{path}.py").is_file())
+        found.update(f"{path}/__init__.py" for path in paths if has_code(path / "__init__.py"))
+    # Python runs the packages that hold a module first. Most are only a docstring.
+    above = {parent / "__init__.py" for file in found for parent in Path(file).parents}
+    return found | {
+        file.as_posix() for file in above if has_code(file) and not module.is_relative_to(PROJECT / file.parent)
+    }
 
 
-def first_party_imports(module: Path) -> set[str]:
-    """Return the project's files that `module` imports, itself and through each other, and the module."""
+def has_code(package: Path) -> bool:
+    """Return whether the project has this file, and more than a docstring in it."""
+    return (PROJECT / package).is_file() and len(ast.parse((PROJECT / package).read_text()).body) > 1
+
+
+def first_party_imports(*modules: Path) -> set[str]:
+    """Return the project's files that these modules import, themselves and through each other, and the modules."""
     found: set[str] = set()
-    waiting = {module.relative_to(PROJECT).as_posix()}
+    waiting = {module.relative_to(PROJECT).as_posix() for module in modules}
     while waiting:
         found.add(name := waiting.pop())
         waiting |= direct_imports(PROJECT / name) - found
@@ -50,11 +61,17 @@ def test_stages_of_dvc_are_the_modules() -> None:
     assert {stage["cmd"] for stage in STAGES.values()} == {f"python -m stages.{name}" for name in modules}
 
 
+def test_the_report_shows_every_stage_before_it() -> None:
+    assert ["download", *(outputs.stage for outputs in local.STAGES), "report"] == [*STAGES]
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_every_import_of_a_stage_is_a_dep(name: str) -> None:
     """A dep is a module, or a package of which the stage imports at least one module."""
     deps = [Path(dep) for dep in STAGES[name]["deps"] if dep.startswith("stages/")]
-    imported = {Path(module) for module in first_party_imports(PROJECT / "stages" / f"{name}.py")}
+    # Python runs the package of a stage before the stage.
+    started = [PROJECT / "stages" / module for module in ("__init__.py", f"{name}.py")]
+    imported = {Path(module) for module in first_party_imports(*started)}
     assert {module for module in imported if not any(module.is_relative_to(dep) for dep in deps)} == set()
     assert [dep for dep in deps if not any(module.is_relative_to(dep) for module in imported)] == []
 

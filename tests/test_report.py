@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from stages import download, evaluate, export, normalize, parity, report, train
+from stages.core.config.params import override_params
 from stages.core.files import layout, schemas
 from stages.core.files.errors import UserError
 from stages.core.files.tables import read_json, read_table, write_table
@@ -195,6 +196,7 @@ def test_model_card_escapes_names(ready: Path) -> None:
         "Caveats and Recommendations",
     ]
     assert HOSTILE not in card
+    assert "(Guo et al. 2017, 15 bins)" in card
     assert "| 0.9877 |" in card
     assert r"\<img src=x onerror=alert(1)\> \| \</script\>" in card
 
@@ -224,6 +226,13 @@ def test_a_damaged_input_is_an_error(ready: Path, path: Path) -> None:
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"^{path} is not what stage '[a-z]+' wrote"):
+        report.main()
+
+
+def test_a_model_of_other_data_is_an_error(ready: Path) -> None:
+    override_params(ready / "params.yaml", {"seed": 7})
+    normalize.main()
+    with pytest.raises(UserError, match=r"^artifacts/model/model\.pt was not trained on the data in artifacts/norm"):
         report.main()
 
 

@@ -109,10 +109,13 @@ def read_validation() -> Examples:
     return as_tensors(read_dataset().read("validation"))
 
 
-def test_main_writes_model_history_and_metrics(normalized: Path, params: dict[str, Any]) -> None:
+def test_main_writes_model_history_and_metrics(
+    normalized: Path, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     params["recipe"] = "convnet"
     params["recipes"]["convnet"]["precision"] = "float32"
     write_params(params, normalized)
+    monkeypatch.setenv("RANK", "1")  # Without torchrun, it means nothing.
     train.main()
 
     history = read_history()

@@ -4,21 +4,18 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 from stages.core.config.yaml_text import shorten
 from stages.core.files.errors import redact
 
 SHOWN_FIELDS = 20
 
 
-def explain_all(error: ValidationError, content: Any, merged: Any) -> list[str]:
+def explain_all(details: Sequence[Any], content: Any, merged: Any) -> list[str]:
     """Return one line for each invalid field of `content`, the file, which was validated as `merged`, with defaults."""
-    details = error.errors()
     if isinstance(content, dict) and not isinstance(content.get("recipe_defaults"), dict):
         # Without defaults, every recipe lacks nearly everything.
         details = [detail for detail in details if detail["loc"][:1] != ("recipes",)]
-    # A wrong default is wrong in every recipe that does not override it, but it is in the file only once.
+    # A wrong default is also wrong in every recipe that does not override it, but it is in the file only once.
     lines = list(dict.fromkeys(explain(detail, content, merged) for detail in details))
     more = [f"  and {hidden} more"] if (hidden := len(lines) - SHOWN_FIELDS) > 0 else []
     return lines[:SHOWN_FIELDS] + more
@@ -32,6 +29,8 @@ def explain(detail: Any, content: Any, merged: Any) -> str:
         keys = ["recipe_defaults", *keys[2:]]
         if kind == "union_tag_invalid":  # The recipe may have added values to the section.
             found = content["recipe_defaults"][keys[1]]
+    if kind == "union_tag_not_found":
+        keys, kind = [*keys, detail["ctx"]["discriminator"].strip("'")], "missing"
     field = ".".join(keys) or "the file"
     match kind:
         case "missing" if keys[:1] == ["recipes"] and is_left_out(["recipe_defaults", *keys[2:]], content):
@@ -57,6 +56,8 @@ def is_default(keys: list[str], kind: str, content: Any, merged: Any) -> bool:
             return all(isinstance(section, dict) for section in sections) and len({*map(name_of, sections)}) == 1
         case "union_tag_invalid":
             return is_left_out([*keys, "name"], content)
+        case "union_tag_not_found":  # Neither has the name; it is missing in the defaults if these have the section.
+            return not is_left_out(["recipe_defaults", *keys[2:]], content)
         case _:
             return is_left_out(keys, content)
 

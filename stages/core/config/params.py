@@ -15,7 +15,8 @@ from stages.core.config.explain import explain_all
 from stages.core.config.section import Name, Section
 from stages.core.config.yaml_text import parse_yaml, read_text
 from stages.core.data.config import Dataset, Normalize
-from stages.core.deploy.config import Evaluate, Export, Parity
+from stages.core.deploy.config import Export, Parity
+from stages.core.evaluation.config import Evaluate
 from stages.core.files.atomic import replacing
 from stages.core.files.errors import UserError, did_you_mean, report_errors
 from stages.core.files.layout import DATA, dataset_file
@@ -28,7 +29,7 @@ DEFAULTS = "recipe_defaults"
 class Params(Section):
     """Hold all settings. Recipes are complete: what they leave out comes from `recipe_defaults`."""
 
-    recipe_defaults: dict[str, Any]  # Its values are validated as part of the recipes.
+    recipe_defaults: dict[str, Any]  # `find_wrong_defaults` validates its values.
     recipe: Name
     """The recipe that is trained, one of `recipes`."""
     dataset: Name
@@ -57,11 +58,13 @@ def parse_params(text: str, path: Path) -> Params:
     """Return the validated params in `text`; errors name `path`."""
     # DVC reads the file with the same parser, so a value means the same to both (1e-3 is a number).
     content = parse_yaml(text, YAML(typ="safe"), str(path))
-    merged = with_complete_recipes(content)
+    merged, wrong = with_complete_recipes(content), find_wrong_defaults(content)
     try:
         params = Params.model_validate(merged)
     except ValidationError as error:
-        raise UserError("\n".join([f"{path} is invalid:", *explain_all(error, content, merged)])) from None
+        wrong += error.errors()
+    if wrong:
+        raise UserError("\n".join([f"{path} is invalid:", *explain_all(wrong, content, merged)]))
     if params.recipe not in params.recipes:
         known = [*params.recipes]
         allowed = f"must be one of {', '.join(known)}{did_you_mean(params.recipe, known)}"
@@ -90,7 +93,7 @@ def load_dataset(params: Params) -> Dataset:
     try:
         return Dataset.model_validate(merged)
     except ValidationError as error:
-        raise UserError("\n".join([f"{path} is invalid:", *explain_all(error, content, merged)])) from None
+        raise UserError("\n".join([f"{path} is invalid:", *explain_all(error.errors(), content, merged)])) from None
 
 
 def with_complete_recipes(content: Any) -> Any:
@@ -115,6 +118,21 @@ def with_defaults(recipe: Any, defaults: dict[str, Any]) -> Any:
         if isinstance(stated, dict) and isinstance(default, dict) and stated.get("name") in (None, default.get("name")):
             merged[field] = {**default, **stated}
     return merged
+
+
+def find_wrong_defaults(content: Any) -> list[Any]:
+    """Return pydantic's errors in `recipe_defaults`, except those that a recipe corrects by what it adds."""
+    match content:
+        case {"recipe_defaults": dict(defaults)}:
+            try:
+                Recipe.model_validate(defaults)
+            except ValidationError as error:
+                return [
+                    {**detail, "loc": (DEFAULTS, *detail["loc"])}
+                    for detail in error.errors()
+                    if detail["type"] not in ("missing", "value_error")
+                ]
+    return []
 
 
 def override_params(path: Path, overrides: Mapping[str, Any]) -> None:
@@ -143,17 +161,15 @@ def set_field(content: Any, keys: list[str], value: Any) -> None:
     """Set a field that exists, or that a recipe leaves out; raise `KeyError` with the reason for any other."""
     section, defaults = content, None
     for depth, key in enumerate(keys):
-        known = [*section, *(defaults or {})] if isinstance(section, dict) else []
+        inherited = defaults if isinstance(defaults, dict) else {}
+        known = [*section, *inherited] if isinstance(section, dict) else []
         if key not in known:
             raise KeyError(f"there is no '{key}'{did_you_mean(key, known)}")
         if depth == len(keys) - 1:
             section[key] = value
             return
         section = section.setdefault(key, {})
-        if (depth, keys[0]) == (1, "recipes"):
-            defaults = content.get(DEFAULTS)
-        else:
-            defaults = defaults.get(key) if isinstance(defaults, dict) else None
+        defaults = content.get(DEFAULTS) if (depth, keys[0]) == (1, "recipes") else inherited.get(key)
 
 
 if __name__ == "__main__":

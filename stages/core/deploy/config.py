@@ -1,17 +1,10 @@
-"""Configure evaluation, export and the parity check; see `evaluate`, `export` and `parity` in params.yaml."""
+"""Configure export and the parity check; see `export` and `parity` in params.yaml."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from stages.core.config.section import BatchSize, Section
-
-
-class Evaluate(Section):
-    """Configure stage `evaluate`."""
-
-    batch_size: BatchSize
-    """The number of test images that the model classifies at once."""
 
 
 class Export(Section):

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from stages.core.training.config import Unsure
+from stages.core.evaluation.config import Unsure
 
 # The range is wide: logits may be those of a regression to 0 and 1, or of a network that has diverged.
 TEMPERATURES = (0.01, 100.0)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BINS = 15  # as in Guo et al. 2017
+from stages.core.evaluation.config import CALIBRATION_BINS as BINS
 
 
 def measure(logits_NK: Tensor, labels_N: Tensor) -> tuple[dict[str, float], dict[str, list[float]]]:

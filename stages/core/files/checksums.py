@@ -12,19 +12,20 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from stages import STARTED
 from stages.core.files.atomic import replacing
 from stages.core.files.errors import UserError
 from stages.core.files.exclusive import is_main_process
+from stages.core.files.started import STARTED
 
-TIMES = Path("artifacts/times")
+IN_GIT = ("details", "metrics")  # the folders whose files dvc.yaml leaves to git: DVC's cache does not hold them
 
 
 class Outputs(NamedTuple):
-    """Hold the name of a stage and the file that lists the checksums of its outputs."""
+    """Hold the name of a stage, the file with the checksums of its outputs, and the folder for all stages' times."""
 
     stage: str
     checksums: Path
+    times: Path
 
     def record(self, *outputs: Path) -> None:
         """Write the checksums of these files, and of all files in these folders, and note how long the stage took."""
@@ -87,6 +88,8 @@ class Outputs(NamedTuple):
     def remedy(self, path: Path) -> str:
         """Return the part of a message that says how to restore a damaged file."""
         again = f"`dvc repro --force {self.stage}` writes it again"
+        if path.parent.name in IN_GIT:
+            return f"`git checkout {path}` restores the committed one, or {again}"
         return f"remove it and `dvc checkout {path}` restores it, or {again}"
 
     def note_time(self) -> None:
@@ -97,13 +100,13 @@ class Outputs(NamedTuple):
         seconds = time.time() - STARTED
         note = {"seconds": round(seconds, 1), "wrote": self.digest()}
         with suppress(OSError):  # The outputs are complete, with or without this note.
-            TIMES.mkdir(parents=True, exist_ok=True)
-            (TIMES / f"{self.stage}.json").write_text(json.dumps(note) + "\n")
+            self.times.mkdir(parents=True, exist_ok=True)
+            (self.times / f"{self.stage}.json").write_text(json.dumps(note) + "\n")
 
     def read_time(self) -> float | None:
         """Return the seconds that it took to write the present outputs; None if that was not noted."""
         try:
-            note = json.loads((TIMES / f"{self.stage}.json").read_text())
+            note = json.loads((self.times / f"{self.stage}.json").read_text())
             return float(note["seconds"]) if note["wrote"] == self.digest() else None
         except (OSError, UserError, ValueError, KeyError, TypeError):
             return None

@@ -26,7 +26,7 @@ def locked(path: Path, *, wait: bool = False) -> Iterator[None]:
 
 def is_main_process() -> bool:
     """Return whether this process has rank 0 among those that torchrun started, or is the only one."""
-    return os.environ.get("RANK", "0") == "0"
+    return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 @contextmanager

@@ -37,13 +37,15 @@ PAGE = Path("artifacts/report/index.html")
 CARD = Path("artifacts/report/MODEL_CARD.md")
 LOCAL = Path("artifacts/report/local.js")
 
+TIMES = Path("artifacts/times")  # How long each stage took. Times differ between runs, so they are no stage's output.
+
 # The list of checksums lies beside the main output of each stage.
-NORMALIZE = Outputs("normalize", NORMALIZED / "SHA256SUMS")
-TRAIN = Outputs("train", MODEL.parent / "SHA256SUMS")
-EVALUATE = Outputs("evaluate", DETAILS.with_suffix(".sha256"))
-EXPORT = Outputs("export", ONNX.parent / "SHA256SUMS")
-PARITY = Outputs("parity", PARITY_DETAILS.with_suffix(".sha256"))
-REPORT = Outputs("report", PAGE.parent / "SHA256SUMS")
+NORMALIZE = Outputs("normalize", NORMALIZED / "SHA256SUMS", TIMES)
+TRAIN = Outputs("train", MODEL.parent / "SHA256SUMS", TIMES)
+EVALUATE = Outputs("evaluate", DETAILS.with_suffix(".sha256"), TIMES)
+EXPORT = Outputs("export", ONNX.parent / "SHA256SUMS", TIMES)
+PARITY = Outputs("parity", PARITY_DETAILS.with_suffix(".sha256"), TIMES)
+REPORT = Outputs("report", PAGE.parent / "SHA256SUMS", TIMES)
 
 
 def dataset_file(dataset: str) -> Path:
@@ -63,7 +65,7 @@ def raw_folder(dataset: str) -> Path:
 
 def download_outputs(dataset: str) -> Outputs:
     """Return the outputs of stage `download` for a data set."""
-    return Outputs("download", RAW / dataset / "SHA256SUMS")
+    return Outputs("download", RAW / dataset / "SHA256SUMS", TIMES)
 
 
 def split_array(split: str) -> Path:

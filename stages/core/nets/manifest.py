@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from stages.core.config.section import Section, Sha256, Share
 from stages.core.examples.spec import Spec
 from stages.core.files.errors import UserError
-from stages.core.files.layout import MANIFEST
+from stages.core.files.layout import MANIFEST, MODEL, NORMALIZE, NORMALIZED
 from stages.core.training.config import Recipe
 
 
@@ -35,3 +35,9 @@ def read_manifest(path: Path = MANIFEST) -> Manifest:
         return Manifest.model_validate_json(path.read_bytes())
     except ValidationError as error:
         raise UserError(f"{path} is not a manifest of this version: {error}") from None
+
+
+def check_data(manifest: Manifest) -> None:
+    """Raise `UserError` unless the model was trained on the data that stage `normalize` wrote last."""
+    if manifest.data_sha256 != NORMALIZE.digest(NORMALIZED):
+        raise UserError(f"{MODEL} was not trained on the data in {NORMALIZED}; `dvc repro` trains it again")

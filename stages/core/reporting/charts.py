@@ -8,9 +8,10 @@ from typing import Any
 import altair as alt
 import polars as pl
 
+from stages.core.evaluation.config import CALIBRATION_BINS
+
 INK, BLUE, ORANGE, GREEN = "currentColor", "#3b7dd8", "#e0701a", "#2f9e6e"
 HEIGHT = 240  # pixels
-CALIBRATION_BINS = 15  # as for the calibration error
 CONFIDENCE_BINS = 20
 COVERAGE_PARTS = 200
 BRIGHTNESS_BINS = 40

@@ -13,13 +13,14 @@ from stages.core.data.schemas import SPLITS, files, raw_labels
 from stages.core.data.schemas import examples as examples_schema
 from stages.core.data.splits import Split
 from stages.core.deploy.onnx_model import OnnxModel
+from stages.core.evaluation.config import CALIBRATION_BINS, Unsure
 from stages.core.examples import image
 from stages.core.examples.spec import Spec
 from stages.core.files import layout, schemas
 from stages.core.nets.manifest import Manifest
 from stages.core.reporting.headline import HEADLINE, format_headline, read_baseline
 from stages.core.reporting.local import LATENCY_RUNS, STAGES
-from stages.core.training.config import Recipe, Unsure
+from stages.core.training.config import Recipe
 
 MISTAKES = 50  # shown
 PAIRS = 10  # of classes that are confused most often, shown
@@ -52,6 +53,7 @@ def shared_context(run: Run) -> dict[str, Any]:
         "labels": {name: label for name, (label, _) in HEADLINE.items()},
         "figures": format_headline(run.parity | run.evaluation),
         "baseline": format_headline(read_baseline(layout.BASELINE / run.params.dataset)),
+        "calibration_bins": CALIBRATION_BINS,
         "splits": describe_splits(run.examples),
         "pairs": confused_pairs(run.predictions, run.manifest.spec.classes),
     }

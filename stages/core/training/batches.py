@@ -14,6 +14,7 @@ from torch import Tensor
 
 from stages.core.data.splits import Split
 from stages.core.machine.memory import fits
+from stages.core.training.distributed import rank_and_world_size
 
 
 class Examples(NamedTuple):
@@ -35,8 +36,12 @@ def as_tensors(split: Split) -> Examples:
 
 
 def place(examples: Examples, device: torch.device) -> Examples:
-    """Return the examples in the memory of the device if they fit; otherwise as they are, to be read batch by batch."""
-    if not fits(examples.inputs.nbytes, device):
+    """Return the examples in the memory of the device if they fit; otherwise as they are, to be read batch by batch.
+
+    Processes that train on a CPU share its memory, and each has a copy.
+    """
+    copies = rank_and_world_size()[1] if device.type == "cpu" else 1
+    if not fits(copies * examples.inputs.nbytes, device):
         return examples
     # Copy on the CPU, too: pages of a memory map may be dropped and read again.
     return Examples(examples.inputs.to(device, copy=True), examples.labels.to(device))

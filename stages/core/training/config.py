@@ -4,7 +4,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.core.config.section import BatchSize, NotNegative, Section, Share
+from stages.core.config.section import BatchSize, NotNegative, Section
+from stages.core.evaluation.config import Unsure
 from stages.core.examples.config import Augmentation
 from stages.core.nets.config import NetConfig
 
@@ -140,15 +141,6 @@ class Recipe(Section):
                 f" '{self.schedule.name}' has brought the rate down; allowed: patience 0 or schedule 'constant'"
             )
         return self
-
-
-class Unsure(Section):
-    """Set targets on the validation split for the confidence below which a prediction is unsure."""
-
-    risk: Share
-    """The largest share of the sure predictions that may be wrong."""
-    coverage: Share
-    """The smallest share of all predictions that must be sure, even if the risk is then higher."""
 
 
 class Train(Section):

@@ -156,7 +156,6 @@ WRONG = [
     ("recipes.convnet.loss", {"name": "hinge"}, "input tag 'hinge' found using 'name' does not match any"),
     # bad union members
     ("recipes.convnet.model", {"name": "unet"}, "input tag 'unet' found using 'name' does not match any"),
-    ("recipes.convnet.model", {"channels": [8]}, "unable to extract tag using discriminator 'name'"),
     ("recipes.convnet.optimizer", {"name": "lion"}, "input tag 'lion' found using 'name' does not match any"),
     ("recipes.convnet.schedule", {"name": "step"}, "input tag 'step' found using 'name' does not match any"),
     # unknown keys, also of another member of the union
@@ -224,7 +223,10 @@ def test_missing_defaults_are_reported_without_what_they_would_have_completed(
     ]
 
 
-@pytest.mark.parametrize("field", ["recipes.article.epochs", "recipes.convnet.model", "recipes.convnet.model.channels"])
+@pytest.mark.parametrize(
+    "field",
+    ["recipes.article.epochs", "recipes.convnet.model", "recipes.convnet.model.name", "recipes.convnet.model.channels"],
+)
 def test_missing_key_that_has_no_default(tmp_path: Path, content: dict[str, Any], field: str) -> None:
     set_field(content, field, MISSING)
     write_params(content, tmp_path)
@@ -428,6 +430,7 @@ WRONG_DEFAULTS = [
     ("dropout", 0.5, "found 0.5, but there is no such key"),
     ("regularization.patience", MISSING, "is missing"),
     ("optimizer.weight_decay", MISSING, "is missing"),
+    ("optimizer.name", MISSING, "is missing"),
 ]
 
 
@@ -490,9 +493,17 @@ def test_what_a_recipe_states_is_reported_of_the_recipe_and_what_it_inherits_of_
 
 def test_a_default_that_every_recipe_overrides_does_no_harm(tmp_path: Path, content: dict[str, Any]) -> None:
     content["recipe_defaults"]["epochs"] = 7
-    content["recipe_defaults"]["model"] = {"name": "unet"}
+    content["recipe_defaults"]["model"] = {"name": "mlp", "hidden": [8]}  # It is not complete.
     write_params(content, tmp_path)
     assert load_params(tmp_path / "params.yaml").recipes == load_params(FILE).recipes
+
+
+def test_a_default_that_every_recipe_overrides_is_validated(tmp_path: Path, content: dict[str, Any]) -> None:
+    content["recipe_defaults"] |= {"epochs": "x", "model": 3}
+    write_params(content, tmp_path)
+    epochs, model = sorted(refusal(tmp_path / "params.yaml").split("\n")[1:])
+    assert epochs == "  recipe_defaults.epochs: found 'x', input should be a valid integer"
+    assert model.startswith("  recipe_defaults.model: found 3, ")
 
 
 @pytest.mark.parametrize("value", [None, [], "adamw", 7])
@@ -583,6 +594,16 @@ def test_an_override_that_is_not_possible_changes_nothing(
         override_params(path, {"seed": 5, field: value})
     assert str(refused.value) == f"{path} is invalid:\n  {field}: {reason}"
     assert path.read_text() == FILE.read_text()
+
+
+@pytest.mark.parametrize("field", ["seed", "recipes.convnet.epochs", "recipes.convnet.optimizer.lr"])
+def test_an_override_beside_defaults_that_are_not_a_section(
+    tmp_path: Path, content: dict[str, Any], field: str
+) -> None:
+    content["recipe_defaults"] = 5
+    write_params(content, tmp_path)
+    with pytest.raises(UserError, match="recipe_defaults: found 5, input should be a valid dictionary"):
+        override_params(tmp_path / "params.yaml", {field: 1})
 
 
 def test_a_default_is_overridden_for_all_recipes_that_leave_it_out(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from stages.core.evaluation.calibration import TEMPERATURES, confidence_threshold, count_unsure, fit_temperature
+from stages.core.evaluation.config import Unsure
 from stages.core.evaluation.metrics import calibration_error
-from stages.core.training.config import Unsure
 
 
 def calibrated(count: int, seed: int = 1) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.functional import classification
 
-from stages.core.evaluation.metrics import BINS, calibration_error, measure, wilson_interval
+from stages.core.evaluation.config import CALIBRATION_BINS as BINS
+from stages.core.evaluation.metrics import calibration_error, measure, wilson_interval
 
 # The predicted class has probability 1/2, the two others 1/4 each.
 LABELS = torch.tensor([0, 0, 0, 0, 1, 2])

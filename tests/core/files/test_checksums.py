@@ -5,12 +5,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from stages.core.files.checksums import TIMES, Outputs
+from stages.core.files import layout
+from stages.core.files.checksums import Outputs
 from stages.core.files.errors import UserError
+from tests.conftest import PROJECT
 
 FILE, FOLDER = Path("artifacts/model.bin"), Path("artifacts/data")
-MAKE = Outputs("make", FOLDER / "SHA256SUMS")
+TIMES = layout.TIMES
+MAKE = Outputs("make", FOLDER / "SHA256SUMS", TIMES)
 
 
 @pytest.fixture
@@ -76,7 +80,7 @@ def test_a_folder_for_a_file_and_a_file_for_the_folder_of_the_list(recorded: Pat
 
 
 def test_a_file_for_a_folder_whose_list_lies_elsewhere(recorded: Path) -> None:
-    elsewhere = Outputs("make", Path("artifacts/details/make.sha256"))
+    elsewhere = Outputs("make", Path("artifacts/details/make.sha256"), TIMES)
     elsewhere.record(FOLDER / "inner")
     elsewhere.verify(FOLDER / "inner")
     (FOLDER / "inner/b").unlink()
@@ -102,6 +106,25 @@ def test_checksums_that_are_missing_or_damaged(recorded: Path) -> None:
 def test_a_file_that_its_stage_did_not_record(recorded: Path) -> None:
     MAKE.record(FOLDER)
     assert refused(FILE).startswith(f"{MAKE.checksums} does not list {FILE}; ")
+
+
+def list_outputs() -> dict[str, bool]:
+    """Return the outputs in dvc.yaml that stages verify, and whether DVC caches each of them."""
+    stages = YAML(typ="safe").load(PROJECT / "dvc.yaml")["stages"]
+    found: dict[str, bool] = {}
+    for stage in stages.values():
+        for output in [*stage["outs"], *stage.get("metrics", [])]:
+            found |= (
+                {path: options["cache"] for path, options in output.items()}
+                if isinstance(output, dict)
+                else {output: True}
+            )
+    return {path: cached for path, cached in found.items() if not path.startswith(str(layout.PAGE.parent))}
+
+
+@pytest.mark.parametrize(("path", "cached"), list_outputs().items())
+def test_the_message_says_who_restores_a_file(path: str, cached: bool) -> None:
+    assert f"`{'dvc' if cached else 'git'} checkout {path}` restores " in MAKE.remedy(Path(path))
 
 
 def test_the_digest_is_of_everything(recorded: Path) -> None:
@@ -132,20 +155,21 @@ def test_the_time_is_of_what_lies_there(recorded: Path) -> None:
     assert MAKE.read_time() is not None
     before = MAKE.checksums.read_bytes()
     FILE.write_bytes(b"second")
-    Outputs("other", MAKE.checksums).record(FILE, FOLDER)
+    Outputs("other", MAKE.checksums, TIMES).record(FILE, FOLDER)
     assert MAKE.read_time() is None
     MAKE.checksums.write_bytes(before)
     assert MAKE.read_time() is not None
 
 
 def test_a_stage_that_has_not_recorded_anything_has_no_time(recorded: Path) -> None:
-    assert Outputs("other", FOLDER / "OTHER").read_time() is None
+    assert Outputs("other", FOLDER / "OTHER", TIMES).read_time() is None
     MAKE.checksums.unlink()
     assert MAKE.read_time() is None
 
 
 def test_only_the_main_process_notes_the_time(recorded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (TIMES / "make.json").unlink()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("RANK", "1")
     MAKE.record(FILE, FOLDER)
     assert not (TIMES / "make.json").exists()

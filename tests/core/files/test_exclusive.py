@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from stages.core.files.exclusive import locked
+from stages.core.files.exclusive import is_main_process, locked
 
 
 def test_a_lock_whose_file_is_removed_is_none(tmp_path: Path) -> None:
@@ -29,3 +29,14 @@ def test_a_lock_whose_file_is_removed_is_none(tmp_path: Path) -> None:
     finally:
         leave.set()
         waiting.join()
+
+
+def test_a_rank_counts_only_under_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without torchrun there is one process, whatever the environment says."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    monkeypatch.setenv("RANK", "1")
+    assert is_main_process()
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert not is_main_process()
+    monkeypatch.setenv("RANK", "0")
+    assert is_main_process()

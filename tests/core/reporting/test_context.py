@@ -8,6 +8,7 @@ import polars as pl
 import pytest
 
 from stages.core.data.splits import Split
+from stages.core.evaluation.config import Unsure
 from stages.core.files import layout
 from stages.core.nets.manifest import read_manifest
 from stages.core.reporting.context import (
@@ -22,7 +23,6 @@ from stages.core.reporting.context import (
     sample_examples,
     worst_mistakes,
 )
-from stages.core.training.config import Unsure
 from tests.conftest import make_spec
 
 CLASSES = ["cat", "dog", "owl"]

@@ -61,6 +61,15 @@ def test_examples_that_do_not_fit_stay_mapped(tmp_path: Path, monkeypatch: pytes
     assert place(examples, CPU) is examples
 
 
+def test_every_process_on_a_cpu_needs_room_for_its_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = map_examples(tmp_path)
+    room = 2 * examples.inputs.nbytes
+    monkeypatch.setattr(module, "fits", lambda size, _device: size <= room)
+    for processes, fit in ((2, True), (3, False)):
+        monkeypatch.setattr(module, "rank_and_world_size", lambda processes=processes: (0, processes))
+        assert (place(examples, CPU) is not examples) == fit
+
+
 @pytest.mark.parametrize("mapped", [False, True], ids=["in memory", "mapped"])
 def test_each_batch_holds_the_examples_of_its_row(tmp_path: Path, mapped: bool) -> None:
     expected = make_examples(50)
