@@ -109,7 +109,7 @@ def parse_pixels(content: bytes, spec: Spec) -> NDArray[np.uint8]:
     planes, height, width = spec.shape
     try:
         model = GreyPixels if planes == 1 else ColorPixels
-        images: list[list[Any]] = model.model_validate_json(content).images  # type: ignore[attr-defined]
+        images: list[list[Any]] = model.model_validate_json(content).images
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, first["loc"])) or "the body"

@@ -16,7 +16,7 @@ from stages.core.config.params import load_params
 from stages.core.data.splits import read_dataset
 from stages.core.evaluation.calibration import count_unsure
 from stages.core.evaluation.inference import infer
-from stages.core.evaluation.metrics import measure, wilson_interval
+from stages.core.evaluation.metrics import measure, predict_classes, wilson_interval
 from stages.core.files import layout, schemas
 from stages.core.files.errors import report_errors
 from stages.core.files.exclusive import exclusive
@@ -30,7 +30,7 @@ from stages.core.nets.manifest import check_data
 
 def tabulate(logits_NK: Tensor, labels_N: Tensor) -> pl.DataFrame:
     """Return one row per example: its label, the prediction, and the probability that the model assigns to it."""
-    confidence_N, prediction_N = logits_NK.double().softmax(1).max(1)
+    confidence_N, prediction_N = predict_classes(logits_NK)
     return pl.DataFrame(
         {
             "index": range(len(labels_N)),

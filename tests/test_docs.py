@@ -94,6 +94,7 @@ COMMANDS: dict[str, How] = {
     "dvc commit --force train": Run(),
     "dvc exp apply slower": Run(),
     "dvc exp remove gentle": Run(),
+    "dvc exp run -S +recipes.convnet.loss.class_weight=0.5": Run(target="normalize"),
     "dvc exp run -S dataset=fashion-mnist": Run(target="normalize"),
     "dvc exp run -S machine.processes=4": Override(),
     "dvc exp run -S normalize.class_share.min=0.05 -S normalize.class_share.max=0.2": Run(target="normalize"),

@@ -86,6 +86,7 @@ def test_files_of_a_run(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert predictions["confidence"].to_list() == pytest.approx(logits.softmax(1).amax(1).tolist(), abs=1e-4)
     assert 0.2 < overall["accuracy"] < 1
     assert overall["accuracy"] == (predictions["label"] == predictions["prediction"]).mean()
+    assert overall["accuracy"] < overall["top5_accuracy"] <= 1
     sure = predictions.filter(pl.col("confidence") >= manifest.unsure_below)
     wrong = sure.filter(pl.col("label") != pl.col("prediction"))
     assert overall["coverage"] == (100 - details["unsure_images"]) / 100 == sure.height / 100

@@ -236,10 +236,10 @@ def test_a_model_of_other_data_is_an_error(ready: Path) -> None:
         report.main()
 
 
-def test_metrics_are_fifteen_numbers_of_visible_size(proved: Path) -> None:
+def test_metrics_are_seventeen_numbers_of_visible_size(proved: Path) -> None:
     files = [read_json(path) for path in (proved / layout.METRICS.parent).glob("*.json")]
     metrics = {name: value for file in files for name, value in file.items()}
-    assert len(metrics) == sum(map(len, files)) == 15
+    assert len(metrics) == sum(map(len, files)) == 17
     assert all(type(value) in (int, float) for value in metrics.values())
     # DVC rounds to five digits, and a figure that is not zero must not look like zero.
     assert all(value == 0 or round(value, 5) for value in metrics.values()), metrics

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stages.core.evaluation.config import Unsure
+from stages.core.evaluation.metrics import CHUNK, predict_classes
 
 # The range is wide: logits may be those of a regression to 0 and 1, or of a network that has diverged.
 TEMPERATURES = (0.01, 100.0)
@@ -22,15 +23,15 @@ def fit_temperature(logits_NK: Tensor, labels_N: Tensor) -> float:
     The labels are smoothed as if one more example were shared among the classes, after Platt 1999: otherwise a model
     without errors on the split would be given infinite confidence.
     """
-    logits_NK = logits_NK.double()
-    observed_N = logits_NK.gather(1, labels_N.unsqueeze(1)).squeeze(1)
-    observed_N = observed_N.lerp(logits_NK.mean(1), 1 / (len(labels_N) + 1))
+    observed_N = logits_NK.gather(1, labels_N.unsqueeze(1)).squeeze(1).double()
+    observed_N = observed_N.lerp(logits_NK.mean(1, dtype=torch.double), 1 / (len(labels_N) + 1))
     low, high = TEMPERATURES
     # The cross-entropy is convex in the inverse temperature, and its slope is the expected minus the observed logits.
     # Only the sign of the sum matters, so the number of threads that add it up does not.
     for _ in range(HALVINGS):
         middle = sqrt(low * high)
-        expected_N = ((logits_NK / middle).softmax(1) * logits_NK).sum(1)
+        chunks = (chunk_NK.double() for chunk_NK in logits_NK.split(CHUNK))
+        expected_N = torch.cat([((chunk_NK / middle).softmax(1) * chunk_NK).sum(1) for chunk_NK in chunks])
         if expected_N.sum() > observed_N.sum():  # too confident
             low = middle
         else:
@@ -47,7 +48,7 @@ def confidence_threshold(
     or a lower one if these would be less than the share `target.coverage` of all. This is selective classification as
     in El-Yaniv & Wiener 2010 and Geifman & El-Yaniv 2017, arXiv 1705.08500, without the latter's bound for unseen data.
     """
-    confidence_N, prediction_N = logits_NK.double().softmax(1).max(1)
+    confidence_N, prediction_N = predict_classes(logits_NK)
     confidence_N, order_N = confidence_N.sort(descending=True)
     count_N = torch.arange(1, len(labels_N) + 1)
     errors_N = (prediction_N != labels_N)[order_N].cumsum(0)
@@ -62,6 +63,6 @@ def confidence_threshold(
 
 def count_unsure(logits_NK: Tensor, labels_N: Tensor, unsure_below: float) -> tuple[int, int]:
     """Count the unsure predictions, and the wrong ones among the others."""
-    confidence_N, prediction_N = logits_NK.double().softmax(1).max(1)
+    confidence_N, prediction_N = predict_classes(logits_NK)
     unsure_N = confidence_N < unsure_below
     return int(unsure_N.sum()), int((~unsure_N & (prediction_N != labels_N)).sum())

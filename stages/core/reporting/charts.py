@@ -3,6 +3,7 @@
 Text and axes take the colour of the page, so a chart suits light mode, dark mode and print. It fills its container.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
@@ -38,9 +39,9 @@ def class_axis(angle: int) -> alt.Axis:
     return alt.Axis(labelAngle=angle, labelLimit=LABEL_WIDTH, labelOverlap="greedy")
 
 
-def upright_if_short(classes: list[str]) -> alt.Axis:
+def upright_if_short(classes: Mapping[int, str]) -> alt.Axis:
     """Return the horizontal axis of the classes, with labels rotated if any is longer than two characters."""
-    return class_axis(0 if max(map(len, classes)) < 3 else -90)
+    return class_axis(0 if max(map(len, classes.values())) < 3 else -90)
 
 
 def learning_curve(history: pl.DataFrame, measure: str) -> dict[str, Any]:
@@ -58,17 +59,18 @@ def learning_curve(history: pl.DataFrame, measure: str) -> dict[str, Any]:
     )
 
 
-def confusion(predictions: pl.DataFrame, classes: list[str]) -> dict[str, Any]:
-    """Plot the numbers of images by true and predicted class; only errors are shaded."""
+def confusion(predictions: pl.DataFrame, classes: Mapping[int, str]) -> dict[str, Any]:
+    """Plot the numbers of images by true and predicted class, of these classes; only errors are shaded."""
     rows = (
-        predictions.group_by("label", "prediction", maintain_order=True)
+        predictions.filter(pl.col("label").is_in([*classes]) & pl.col("prediction").is_in([*classes]))
+        .group_by("label", "prediction", maintain_order=True)
         .agg(images=pl.len())
         .with_columns(right=pl.col("label") == pl.col("prediction"))
-        .with_columns(pl.col("label", "prediction").replace_strict(dict(enumerate(classes)), return_dtype=pl.String))
+        .with_columns(pl.col("label", "prediction").replace_strict(classes, return_dtype=pl.String))
     )
     # The scale needs an upper end even if there are no mistakes.
     most = rows.filter(~pl.col("right")).select(pl.max("images")).item() or 1
-    scale = alt.Scale(domain=classes)
+    scale = alt.Scale(domain=[*classes.values()])
     cells = alt.Chart(rows, height=len(classes) * (28 if len(classes) <= LEGIBLE else 8)).encode(
         x=alt.X("prediction:N", title="predicted", scale=scale, axis=upright_if_short(classes)),
         y=alt.Y("label:N", title="true", scale=scale, axis=class_axis(0)),
@@ -166,21 +168,22 @@ def risk_by_coverage(predictions: pl.DataFrame, coverage: float, risk: float) ->
     return specification(curve + chosen.encode(x=x, y=y, tooltip=shown[:2]))
 
 
-def class_balance(summary: pl.DataFrame, classes: list[str], splits: list[str]) -> dict[str, Any]:
-    """Plot the share of each class in each split."""
+def class_balance(summary: pl.DataFrame, classes: Mapping[int, str], splits: list[str]) -> dict[str, Any]:
+    """Plot the share of each of these classes in each split."""
     rows = (
         summary.drop_nulls("split")
         .group_by("split", "label")
         .agg(images=pl.len())
         .with_columns(share=pl.col("images") / pl.col("images").sum().over("split"))
+        .filter(pl.col("label").is_in([*classes]))
         .sort("split", "label")
-        .with_columns(pl.col("label").replace_strict(dict(enumerate(classes)), return_dtype=pl.String))
+        .with_columns(pl.col("label").replace_strict(classes, return_dtype=pl.String))
     )
     return specification(
         alt.Chart(rows, height=HEIGHT)
         .mark_bar()
         .encode(
-            x=alt.X("label:N", title="class", sort=classes, axis=upright_if_short(classes)),
+            x=alt.X("label:N", title="class", sort=[*classes.values()], axis=upright_if_short(classes)),
             xOffset=alt.XOffset("split:N", sort=splits),
             y=alt.Y("share:Q", title="share of the split", axis=alt.Axis(format="%")),
             color=alt.Color("split:N", sort=splits),

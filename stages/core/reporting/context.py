@@ -25,6 +25,7 @@ from stages.core.training.config import Recipe
 MISTAKES = 50  # shown
 PAIRS = 10  # of classes that are confused most often, shown
 SAMPLES = 12  # training examples of each class, shown
+SHOWN_CLASSES = 50  # in charts and samples; more would be neither legible nor quick to draw
 
 
 class Run(NamedTuple):
@@ -54,7 +55,7 @@ def shared_context(run: Run) -> dict[str, Any]:
         "figures": format_headline(run.parity | run.evaluation),
         "baseline": format_headline(read_baseline(layout.BASELINE / run.params.dataset)),
         "calibration_bins": CALIBRATION_BINS,
-        "splits": describe_splits(run.examples),
+        "splits": describe_splits(run.examples, len(run.manifest.spec.classes)),
         "pairs": confused_pairs(run.predictions, run.manifest.spec.classes),
     }
 
@@ -64,29 +65,41 @@ def page_context(run: Run) -> dict[str, Any]:
     from stages.core.reporting import charts  # noqa: PLC0415  # Importing altair takes half a second.
 
     classes = run.manifest.spec.classes
+    shown = choose_classes(run.predictions, classes)
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     assert "</script" not in library
     return {
         "charts": {
             "loss": charts.learning_curve(run.history, "loss"),
             "accuracy": charts.learning_curve(run.history, "accuracy"),
-            "confusion": charts.confusion(run.predictions, classes),
+            "confusion": charts.confusion(run.predictions, shown),
             "calibration": charts.calibration(run.predictions),
             "confidences": charts.confidences(run.predictions, run.manifest.unsure_below),
             "risk": charts.risk_by_coverage(run.predictions, run.evaluation["coverage"], run.evaluation["risk"]),
-            "balance": charts.class_balance(run.examples, classes, SPLITS),
+            "balance": charts.class_balance(run.examples, shown, SPLITS),
             "brightness": charts.brightness(run.examples, SPLITS),
         },
         "library": library,
         "wrong": run.predictions.filter(pl.col("label") != pl.col("prediction")).height,
         "mistakes": worst_mistakes(run.predictions, run.test, classes),
-        "samples": sample_examples(run.train, classes),
+        "samples": sample_examples(run.train, shown),
+        "shown_classes": len(shown),
         "files": describe_files(run.params.dataset, run.manifest.spec, len(run.test.labels)),
         "differences": parity_rows(run.parity["max_abs_diff_by_input"]),
         "legible": charts.LEGIBLE,
         "stages": ["download", *(outputs.stage for outputs in STAGES)],
         "latency_sizes": list(LATENCY_RUNS),
     }
+
+
+def choose_classes(predictions: pl.DataFrame, classes: list[str]) -> dict[int, str]:
+    """Return the names of the classes to show, by label: all, or the `SHOWN_CLASSES` that are confused most often."""
+    if len(classes) <= SHOWN_CLASSES:
+        return dict(enumerate(classes))
+    wrong = predictions.filter(pl.col("label") != pl.col("prediction"))
+    mistakes_K = np.bincount(wrong.select("label", "prediction").to_numpy().ravel(), minlength=len(classes))
+    chosen = np.argsort(-mistakes_K, kind="stable")[:SHOWN_CLASSES]
+    return {label: classes[label] for label in sorted(chosen.tolist())}
 
 
 def worst_mistakes(predictions: pl.DataFrame, test: Split, classes: list[str]) -> list[dict[str, Any]]:
@@ -121,21 +134,21 @@ def confused_pairs(predictions: pl.DataFrame, classes: list[str]) -> list[dict[s
     ]
 
 
-def sample_examples(train: Split, classes: list[str]) -> list[dict[str, Any]]:
-    """Return the first training examples of each class, side by side in one picture."""
+def sample_examples(train: Split, classes: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Return the first training examples of each of these classes, side by side in one picture."""
     samples = []
-    for label, name in enumerate(classes):
+    for label, name in classes.items():
         rows = np.flatnonzero(train.labels == label)[:SAMPLES]
         samples.append({"class": name, "images": len(rows), "picture": image.draw(train.inputs[rows])})
     return samples
 
 
-def describe_splits(examples: pl.DataFrame) -> list[dict[str, Any]]:
+def describe_splits(examples: pl.DataFrame, num_classes: int) -> list[dict[str, Any]]:
     """Return the size of each split, the number of examples of each class, and statistics of its raw inputs."""
     splits = []
     for name in SPLITS:
         split = examples.filter(split=name)
-        by_class = split.group_by("label").len().sort("label")["len"].to_list()
+        by_class = np.bincount(split["label"].to_numpy(), minlength=num_classes).tolist()
         splits.append({"name": name, "images": split.height, "by_class": by_class, **image.summarize(split)})
     return splits
 

@@ -11,7 +11,8 @@ from stages.core.files import layout
 # The metrics that the page compares with those of the baseline and the last commit: a name and a format for each.
 HEADLINE = {
     "accuracy": ("Accuracy", ".2%"),
-    "recall": ("Recall (macro average)", ".4f"),
+    "top5_accuracy": ("Top-5 accuracy", ".2%"),  # only with more than five classes
+    "recall": ("Recall (macro average; the balanced accuracy)", ".4f"),
     "precision": ("Precision (macro average)", ".4f"),
     "f1": ("F1 (macro average)", ".4f"),
     "loss": ("Cross-entropy", ".4f"),

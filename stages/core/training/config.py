@@ -19,12 +19,18 @@ class CrossEntropy(Section):
     name: Literal["cross_entropy"]
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     """The share of the target's probability that is spread over all classes."""
+    class_weight: Share
+    """The exponent of the inverse class frequency by which examples are weighted; 0 weights all examples equally, 1 all
+    classes."""
 
 
 class Mse(Section):
     """Choose the mean squared error of the logits against 0 and 1 as the loss."""
 
     name: Literal["mse"]
+    class_weight: Share
+    """The exponent of the inverse class frequency by which examples are weighted; 0 weights all examples equally, 1 all
+    classes."""
 
 
 class Sgd(Section):

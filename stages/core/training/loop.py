@@ -18,7 +18,7 @@ from stages.core.training.batches import Examples, batches
 from stages.core.training.config import Loss, Machine, Recipe
 from stages.core.training.cuda_graph import CudaGraph
 from stages.core.training.distributed import rank_and_world_size, sum_over_processes
-from stages.core.training.optimization import compute_loss, l1_norm
+from stages.core.training.optimization import compute_loss, l1_norm, make_class_weights
 from stages.core.training.progress import Row
 from stages.core.training.state import TrainState, moving_average_step
 
@@ -57,6 +57,10 @@ def train_epochs(
     if batch_size % world_size:
         raise UserError(f"{world_size} processes cannot share batches of {batch_size} examples equally")
     own_size = batch_size // world_size
+    # The validation split may have a class that the training split lacks.
+    weights_K = make_class_weights(
+        recipe.loss, train.labels, int(max(train.labels.max(), validation.labels.max())) + 1, device
+    )
 
     # The network as it is called: shared among processes, compiled, in the precision of the recipe.
     dtype = autocast_dtype(recipe.precision, device)
@@ -76,7 +80,7 @@ def train_epochs(
         augmented = augment(inputs, recipe.augmentation, augmentation_generator, rank, world_size)
         with autocast:
             logits_NK = network(augmented)
-        loss = compute_loss(logits_NK.float(), labels_N, recipe.loss)
+        loss = compute_loss(logits_NK.float(), labels_N, recipe.loss, weights_K)
         loss_sum.add_(loss.detach(), alpha=own_size)
         correct.add_((logits_NK.detach().argmax(1) == labels_N).sum())
         if recipe.regularization.l1:
@@ -109,7 +113,9 @@ def train_epochs(
 
         train_loss, train_correct = sum_over_processes(loss_sum, correct)
         with autocast:
-            validation_loss, validation_accuracy = evaluate_loss(state.best_model, validation, recipe.loss, device)
+            validation_loss, validation_accuracy = evaluate_loss(
+                state.best_model, validation, recipe.loss, device, weights_K
+            )
         yield {
             "epoch": epoch,
             "train_loss": train_loss / order_SN.numel(),
@@ -120,7 +126,9 @@ def train_epochs(
         }
 
 
-def evaluate_loss(model: nn.Module, examples: Examples, loss: Loss, device: torch.device) -> tuple[float, float]:
+def evaluate_loss(
+    model: nn.Module, examples: Examples, loss: Loss, device: torch.device, weights_K: Tensor | None = None
+) -> tuple[float, float]:
     """Return the mean loss and the accuracy on all examples, without augmentation or dropout."""
     rank, world_size = rank_and_world_size()
     model.eval()
@@ -133,7 +141,7 @@ def evaluate_loss(model: nn.Module, examples: Examples, loss: Loss, device: torc
             rows = slice(start, start + EVAL_BATCH_SIZE)
             inputs, labels_N = examples.inputs[rows].to(device), examples.labels[rows].to(device)
             logits_NK = model(inputs).float()
-            loss_sum += compute_loss(logits_NK, labels_N, loss) * len(labels_N)
+            loss_sum += compute_loss(logits_NK, labels_N, loss, weights_K) * len(labels_N)
             correct += (logits_NK.argmax(1) == labels_N).sum()
     loss_total, correct_total = sum_over_processes(loss_sum, correct)
     return loss_total / examples.size, correct_total / examples.size

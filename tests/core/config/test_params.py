@@ -114,6 +114,7 @@ WRONG = [
     ("recipes.article.optimizer.momentum", 1.0, "input should be less than 1"),
     ("recipes.article.model.hidden.0", -2, "input should be greater than 0"),
     ("recipes.convnet.loss.label_smoothing", 1, "input should be less than 1"),
+    ("recipes.convnet.loss.class_weight", 1.5, "input should be less than or equal to 1"),
     ("recipes.convnet.schedule.warmup", 0, "input should be greater than 0"),
     ("recipes.convnet.augmentation.shift", 65, "input should be less than or equal to 64"),
     ("recipes.convnet.augmentation.rotation", -1, "input should be greater than or equal to 0"),
@@ -276,7 +277,7 @@ def test_early_stopping_goes_with_a_constant_rate_alone(tmp_path: Path, content:
 
 
 def test_the_loss_of_squares_has_no_label_smoothing(tmp_path: Path, content: dict[str, Any]) -> None:
-    set_field(content, "recipes.convnet.loss", {"name": "mse", "label_smoothing": 0.1})
+    set_field(content, "recipes.convnet.loss", {"name": "mse", "class_weight": 0.0, "label_smoothing": 0.1})
     write_params(content, tmp_path)
     expected = "  recipes.convnet.loss.label_smoothing: found 0.1, but there is no such key"
     assert refusal(tmp_path / "params.yaml").split("\n")[1:] == [expected]
@@ -533,7 +534,7 @@ LEFT_OUT = [
     ("recipes.convnet.precision", "float32"),
     ("recipes.mlp.batch_size", 64),
     ("recipes.convnet.loss.label_smoothing", 0.25),
-    ("recipes.convnet.loss.name", "mse"),
+    ("recipes.convnet.schedule.name", "constant"),
     ("recipes.convnet.optimizer.weight_decay", 0.5),
     ("recipes.accurate.augmentation.shift", 1),
     ("recipes.article.regularization.patience", 3),
@@ -562,8 +563,8 @@ def test_a_field_that_a_recipe_leaves_out_is_overridden_in_that_recipe_alone(
     expected, changed = (load_params(path).model_dump()["recipes"] for path in (FILE, by_flow))
     recipe, expected_recipe = changed.pop(name), expected.pop(name)
     assert changed == expected
-    if field == "recipes.convnet.loss.name":
-        assert recipe == expected_recipe | {"loss": {"name": "mse"}}
+    if field == "recipes.convnet.schedule.name":
+        assert recipe == expected_recipe | {"schedule": {"name": "constant"}}
     else:
         assert dict(scalars(recipe)) == {**dict(scalars(expected_recipe)), ".".join(keys): value}
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.functional import classification
 
 from stages.core.evaluation.config import CALIBRATION_BINS as BINS
-from stages.core.evaluation.metrics import calibration_error, measure, wilson_interval
+from stages.core.evaluation.metrics import CHUNK, TOP, calibration_error, measure, predict_classes, wilson_interval
 
 # The predicted class has probability 1/2, the two others 1/4 each.
 LABELS = torch.tensor([0, 0, 0, 0, 1, 2])
@@ -126,6 +126,16 @@ def test_metrics_are_those_of_torchmetrics(case: str) -> None:
         assert overall[name] == pytest.approx(expected.double().mean().item(), abs=1e-6), name
     accuracy = classification.multiclass_accuracy(logits, labels, num_classes=num_classes, average="micro")
     assert overall["accuracy"] == pytest.approx(accuracy.item(), abs=1e-6)
+    # Without a class that has no examples, this is scikit-learn's balanced accuracy as well.
+    present = labels.bincount(minlength=num_classes) > 0
+    confusion = classification.multiclass_confusion_matrix(logits, labels, num_classes)[present]
+    balanced = (confusion[:, present].diagonal() / confusion.sum(1)).double().mean().item()
+    assert overall["recall"] * num_classes / int(present.sum()) == pytest.approx(balanced, abs=1e-6)
+    if num_classes > TOP:
+        top = classification.multiclass_accuracy(logits, labels, num_classes, average="micro", top_k=TOP)
+        assert overall["top5_accuracy"] == pytest.approx(top.item(), abs=1e-6)
+    else:
+        assert "top5_accuracy" not in overall
     assert overall["loss"] == pytest.approx(F.cross_entropy(logits.double(), labels).item(), rel=1e-5, abs=1e-6)
     assert overall["calibration_error"] == calibration_error(logits, labels)
 
@@ -140,6 +150,30 @@ def test_the_calibration_error_is_that_of_torchmetrics(case: str) -> None:
     assert not on_border.any(), "a bin of torchmetrics holds its lower end, ours its upper"
     expected = classification.multiclass_calibration_error(probabilities, labels, logits.shape[1], n_bins=BINS)
     assert calibration_error(logits, labels) == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_top5_accuracy_by_hand() -> None:
+    logits = torch.tensor([[6.0, 5, 4, 3, 2, 1]] * 4)
+    assert measure(logits, torch.tensor([0, 4, 5, 5]))[0]["top5_accuracy"] == 2 / 4
+
+
+def test_thousands_of_classes_are_measured() -> None:
+    """Labels beyond 255 are as good as others."""
+    labels = torch.arange(0, 10_000, 7)
+    predicted = torch.where(labels % 2 == 0, labels, 0)
+    logits = torch.zeros(len(labels), 10_000).scatter(1, predicted.unsqueeze(1), 20.0)
+    overall, by_class = measure(logits, labels)
+    assert overall["accuracy"] == 715 / 1429
+    assert [by_class["recall"][label] for label in (9996, 9989, 9990)] == [1, 0, 0]
+    assert overall["recall"] == pytest.approx(715 / 10_000)
+
+
+def test_predictions_of_many_examples_are_those_of_all_at_once() -> None:
+    logits, _ = draw(2 * CHUNK + 3, 10, 3.0, seed=1)
+    confidences, classes = predict_classes(logits)
+    expected = logits.double().softmax(1).max(1)
+    assert torch.equal(confidences, expected.values)
+    assert torch.equal(classes, expected.indices)
 
 
 def two_classes(confidences: list[float]) -> Tensor:

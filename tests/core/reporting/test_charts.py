@@ -15,11 +15,28 @@ from tests.conftest import PROJECT
 
 
 def test_many_classes_leave_out_names_for_which_there_is_no_room() -> None:
-    classes = [f"class {label}" for label in range(100)]
+    classes = {label: f"class {label}" for label in range(100)}
     predictions = pl.DataFrame({"label": range(100), "prediction": range(100)})
     svg = vl_convert.vegalite_to_svg({**charts.confusion(predictions, classes), "width": 800})
     assert svg.count(">class ") == 200  # on two axes
     assert 50 <= svg.count('opacity="0">class ') <= 150
+
+
+def test_the_confusion_of_some_classes_leaves_out_all_others() -> None:
+    predictions = pl.DataFrame({"label": [3, 3, 900, 900, 5], "prediction": [3, 900, 3, 5, 5]})
+    chart = charts.confusion(predictions, {3: "cat", 900: "owl"})
+    [rows] = chart["datasets"].values()
+    assert [(row["label"], row["prediction"], row["images"]) for row in rows] == [
+        ("cat", "cat", 1),
+        ("cat", "owl", 1),
+        ("owl", "cat", 1),
+    ]
+
+
+def test_the_balance_of_some_classes_is_their_share_of_the_whole_split() -> None:
+    examples = pl.DataFrame({"split": ["train"] * 4, "label": [0, 0, 300, 1]})
+    [rows] = charts.class_balance(examples, {0: "cat", 300: "owl"}, ["train"])["datasets"].values()
+    assert [(row["label"], row["share"]) for row in rows] == [("cat", 0.5), ("owl", 0.25)]
 
 
 def test_risk_by_coverage_by_hand() -> None:

@@ -15,6 +15,8 @@ from stages.core.reporting.context import (
     MISTAKES,
     PAIRS,
     SAMPLES,
+    SHOWN_CLASSES,
+    choose_classes,
     confused_pairs,
     describe_files,
     describe_splits,
@@ -71,12 +73,31 @@ def test_confused_pairs_by_hand() -> None:
     assert len(confused_pairs(every, classes)) == PAIRS
 
 
+def test_up_to_fifty_classes_are_all_shown() -> None:
+    table = predict((0, 1, 0.5))
+    assert choose_classes(table, CLASSES) == {0: "cat", 1: "dog", 2: "owl"}
+    assert len(choose_classes(table, [str(label) for label in range(SHOWN_CLASSES)])) == SHOWN_CLASSES
+
+
+def test_of_thousands_of_classes_those_confused_most_often_are_shown() -> None:
+    names = [str(label) for label in range(10_000)]
+    right = [(label, label, 0.5) for label in range(10_000)]
+    shown = choose_classes(predict(*right, (9000, 7000, 0.5), (7000, 300, 0.5), (7000, 1, 0.5)), names)
+    assert {1, 300, 7000, 9000} < set(shown)
+    assert len(shown) == SHOWN_CLASSES
+    assert [*shown] == sorted(shown)
+    assert all(name == str(label) for label, name in shown.items())
+
+
 def test_samples_are_the_first_of_each_class() -> None:
-    samples = sample_examples(make_split(3 * SAMPLES), CLASSES)
+    classes = dict(enumerate(CLASSES))
+    samples = sample_examples(make_split(3 * SAMPLES), classes)
     assert [(sample["class"], sample["images"]) for sample in samples] == [(name, SAMPLES) for name in CLASSES]
-    assert sample_examples(make_split(3 * SAMPLES + 9), CLASSES) == samples
-    few = sample_examples(make_split(4), CLASSES)
+    assert sample_examples(make_split(3 * SAMPLES + 9), classes) == samples
+    few = sample_examples(make_split(4), classes)
     assert [sample["images"] for sample in few] == [2, 1, 1]
+    [owls] = sample_examples(make_split(4), {2: "owl"})
+    assert owls == few[2]
 
 
 def test_splits_by_hand() -> None:
@@ -88,11 +109,11 @@ def test_splits_by_hand() -> None:
             "contrast": [0.0, 0.0, 0.0, 3.0, 0.0, 0.0],
         }
     )
-    train, validation, test = describe_splits(examples)
+    train, validation, test = describe_splits(examples, 3)
     assert train == {
         "name": "train",
         "images": 3,
-        "by_class": [1, 2],
+        "by_class": [1, 2, 0],
         "mean": 20.0,
         "deviation": pytest.approx((200 / 3) ** 0.5),
         "darkest": 10.0,

@@ -18,7 +18,7 @@ from tests.core.nets.small_networks import DENSENET, GRU, LSTM, RESNET, TRANSFOR
 from tests.core.nets.small_networks import WAVENET as SHORT_WAVENET
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-LOSS = CrossEntropy(name="cross_entropy", label_smoothing=0.0)
+LOSS = CrossEntropy(name="cross_entropy", label_smoothing=0.0, class_weight=0.0)
 MLP = {"name": "mlp", "hidden": [64], "dropout": 0.0}
 CONVNET = {"name": "convnet", "channels": [[8], [16]], "stem": "pool", "head": "flatten", "dropout": 0.0}
 WAVENET = SHORT_WAVENET.model_copy(update={"stride": 7, "layers": 7, "channels": 16})  # Its last steps see all others.
@@ -75,12 +75,14 @@ def run_training(
     train: Examples | None = None,
     device: torch.device = CPU,
     machine: Machine | None = None,
+    *,
+    validation: Examples | None = None,
     **options: Any,
 ) -> tuple[list[Row], TrainState]:
     """Train to the end; return the history and the state. `seed` is that of the order and the augmentation."""
     train = train or on(device, make_examples(50))
     state = make_state(recipe, train.size, device)
-    validation = on(device, make_examples(30, seed=2))
+    validation = validation or on(device, make_examples(30, seed=2))
     epochs = train_epochs(state, recipe, train, validation, seed, machine=machine or make_machine(), **options)
     return list(epochs), state
 

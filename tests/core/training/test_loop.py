@@ -182,7 +182,7 @@ def test_what_an_epoch_leaves_over_is_not_always_the_same(monkeypatch: pytest.Mo
     assert len({frozenset(epoch) for epoch in seen}) == 4
 
 
-@pytest.mark.parametrize("loss", [{"name": "mse"}, {"name": "cross_entropy", "label_smoothing": 0.1}])
+@pytest.mark.parametrize("loss", [{"name": "mse", "class_weight": 0.0}, LOSS.model_dump() | {"label_smoothing": 0.1}])
 @pytest.mark.parametrize(
     "optimizer", [SGD | {"momentum": 0.9, "nesterov": True}, {"name": "adam", "lr": 0.003, "weight_decay": 0.0}],
     ids=lambda optimizer: optimizer["name"],

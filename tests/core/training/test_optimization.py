@@ -5,11 +5,28 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from pydantic import TypeAdapter
-from torch import nn
+from torch import Tensor, nn
 
 from stages.core.training.config import Adam, AdamW, Constant, Cosine, CrossEntropy, Mse, OneCycle, Sgd
-from stages.core.training.optimization import compute_loss, l1_norm, make_optimizer, make_schedule
+from stages.core.training.optimization import (
+    compute_loss,
+    l1_norm,
+    make_class_weights,
+    make_optimizer,
+    make_schedule,
+)
+from tests.core.training.small_runs import CPU, MLP, SGD, make_examples, make_model, make_recipe, run_training
+
+
+def cross_entropy(class_weight: float = 0.0, label_smoothing: float = 0.0) -> CrossEntropy:
+    return CrossEntropy(name="cross_entropy", label_smoothing=label_smoothing, class_weight=class_weight)
+
+
+def mse(class_weight: float = 0.0) -> Mse:
+    return Mse(name="mse", class_weight=class_weight)
+
 
 OPTIMIZERS: TypeAdapter[Any] = TypeAdapter(Sgd | Adam | AdamW)
 
@@ -116,15 +133,121 @@ def test_label_smoothing_is_a_mix_with_the_uniform_distribution() -> None:
     labels = torch.tensor([0, 1, 2, 3, 0, 1])
     log_p = logits.log_softmax(1)
     expected = -(0.9 * log_p.gather(1, labels[:, None])[:, 0] + 0.1 * log_p.mean(1)).mean()
-    torch.testing.assert_close(
-        compute_loss(logits, labels, CrossEntropy(name="cross_entropy", label_smoothing=0.1)), expected
-    )
+    torch.testing.assert_close(compute_loss(logits, labels, cross_entropy(label_smoothing=0.1)), expected)
 
 
 def test_mse_is_against_one_hot() -> None:
     logits = torch.tensor([[0.5, 0.0], [1.0, 2.0]])
-    loss = compute_loss(logits, torch.tensor([0, 1]), Mse(name="mse"))
+    loss = compute_loss(logits, torch.tensor([0, 1]), mse())
     assert loss.item() == pytest.approx(((0.5 - 1) ** 2 + 0 + 1 + (2 - 1) ** 2) / 4)
+
+
+IMBALANCED = torch.tensor([0] * 16 + [1] * 4 + [2] * 1)
+LOGITS = torch.randn((21, 3), generator=torch.Generator().manual_seed(1))
+
+
+def weights_of(class_weight: float, labels: Tensor = IMBALANCED, num_classes: int = 3) -> Tensor:
+    weights = make_class_weights(cross_entropy(class_weight), labels, num_classes)
+    assert weights is not None
+    return weights
+
+
+def test_class_weights_by_hand() -> None:
+    assert weights_of(1.0).tolist() == pytest.approx([21 / (3 * 16), 21 / (3 * 4), 21 / 3])
+    # The square roots of these are as 1 to 2 to 4, and their sum over the examples is 16 + 8 + 4 = 28.
+    assert weights_of(0.5).tolist() == pytest.approx([21 / 28, 2 * 21 / 28, 4 * 21 / 28])
+
+
+@pytest.mark.parametrize("class_weight", [0.001, 0.3, 1.0])
+def test_the_mean_class_weight_of_the_training_examples_is_one(class_weight: float) -> None:
+    labels = torch.randint(10_000, (50_000,), generator=torch.Generator().manual_seed(1)) ** 2 // 10_000
+    weights = weights_of(class_weight, labels, 10_000)
+    assert weights[labels].double().mean().item() == pytest.approx(1, abs=1e-6)
+    assert weights.shape == (10_000,)
+
+
+def test_all_classes_of_weighted_examples_count_the_same_at_exponent_one() -> None:
+    totals = torch.zeros(3).index_add(0, IMBALANCED, weights_of(1.0)[IMBALANCED])
+    assert totals.tolist() == pytest.approx([7, 7, 7])
+
+
+def test_equal_classes_have_weight_one() -> None:
+    assert weights_of(0.7, torch.tensor([0, 1, 2, 2, 1, 0])).tolist() == pytest.approx([1, 1, 1])
+
+
+def test_a_class_without_training_examples_has_the_weight_of_one_with_a_single_example() -> None:
+    weights = weights_of(1.0, num_classes=4)
+    assert weights[3] == weights[2]
+    assert weights[IMBALANCED].mean().item() == pytest.approx(1)
+
+
+def test_a_class_weight_of_zero_is_no_weight() -> None:
+    for loss in (cross_entropy(0.0), mse(0.0)):
+        assert make_class_weights(loss, IMBALANCED, 3) is None
+
+
+def test_weighted_cross_entropy_is_that_of_pytorch_by_example() -> None:
+    weights = weights_of(0.8)
+    expected = F.cross_entropy(LOGITS, IMBALANCED, weight=weights, reduction="sum") / len(IMBALANCED)
+    torch.testing.assert_close(compute_loss(LOGITS, IMBALANCED, cross_entropy(0.8), weights), expected)
+
+
+LOSSES = [cross_entropy(1.0), cross_entropy(1.0, label_smoothing=0.1), mse(1.0)]
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_an_example_of_weight_three_counts_as_three(loss: CrossEntropy | Mse) -> None:
+    times = torch.tensor([1, 2, 3])
+    often = times[IMBALANCED]
+    repeated = compute_loss(LOGITS.repeat_interleave(often, 0), IMBALANCED.repeat_interleave(often), loss)
+    weighted = compute_loss(LOGITS, IMBALANCED, loss, times.float())
+    torch.testing.assert_close(weighted * len(often), repeated * often.sum())
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_a_weighted_loss_is_the_mean_of_those_of_equal_slices(loss: CrossEntropy | Mse) -> None:
+    weights = weights_of(1.0)
+    slices = zip(LOGITS.split(7), IMBALANCED.split(7), strict=True)
+    of_slices = torch.stack([compute_loss(*each, loss, weights) for each in slices])
+    torch.testing.assert_close(of_slices.mean(), compute_loss(LOGITS, IMBALANCED, loss, weights))
+
+
+def test_weights_of_one_change_no_loss() -> None:
+    for loss in LOSSES:
+        plain, weighted = (compute_loss(LOGITS, IMBALANCED, loss, weights) for weights in (None, torch.ones(3)))
+        torch.testing.assert_close(weighted, plain)
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=str)
+def test_a_run_reports_the_weighted_loss_of_both_splits(loss: CrossEntropy | Mse) -> None:
+    """With a rate that changes nothing, both are those of the first weights."""
+    train, validation = make_examples(60), make_examples(30, seed=2)
+    train.labels[train.labels < 5] = 0
+    validation.labels[validation.labels < 5] = 0
+    recipe = make_recipe(MLP, batch_size=10, optimizer=SGD | {"lr": 1e-30}, loss=loss.model_dump())
+    [row], state = run_training(recipe, train=train, validation=validation)
+    weights = make_class_weights(loss, train.labels, 10)
+    model = make_model(recipe.model).to(CPU)
+    assert torch.equal(next(model.parameters()), next(state.model.parameters()))
+    for name, examples in (("train", train), ("validation", validation)):
+        with torch.inference_mode():
+            expected = compute_loss(model(examples.inputs), examples.labels, loss, weights).item()
+        assert row[f"{name}_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_weights_raise_the_recall_of_rare_classes() -> None:
+    """The images are noise and one label in five is 1, so only the weights decide how often class 1 is predicted."""
+    examples = make_examples(100)
+    noise = torch.randint(256, examples.inputs.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    train = examples._replace(inputs=noise, labels=(torch.arange(100) % 5 == 0).long())
+    settings: dict[str, Any] = {"batch_size": 100, "epochs": 15, "optimizer": SGD | {"lr": 0.01}}
+    predicted = []
+    for class_weight in (0.0, 1.0):
+        loss = cross_entropy(class_weight).model_dump()
+        _, state = run_training(make_recipe(MLP, loss=loss, **settings), train=train, validation=train)
+        with torch.inference_mode():
+            predicted.append(int((state.model.eval()(noise).argmax(1) == 1).sum()))
+    assert predicted[1] > predicted[0] + 10
 
 
 def test_l1_is_of_weights_without_biases() -> None:
