@@ -1,4 +1,4 @@
-"""Write docs/configuration-reference.md from the classes that validate params.yaml: `python -m docs.reference`."""
+"""Write docs/configuration-reference.md from the classes that validate the settings: `python -m docs.reference`."""
 
 import ast
 import inspect
@@ -14,15 +14,18 @@ from pydantic.fields import FieldInfo
 
 from stages.core.config.params import Params
 from stages.core.config.section import Section
+from stages.core.data.config import Dataset
 
 PAGE = Path("docs/configuration-reference.md")
 INTRODUCTION = """\
 # Configuration reference
 
-Every field of `params.yaml`. `python -m docs.reference` generates this page from the classes that validate the file.
+Every field of `params.yaml` and of `data/NAME/dataset.yaml`. `python -m docs.reference` generates this page from the
+classes that validate these files.
 [Configuration](configuration.md) explains how to change a field.
 
-Only recipes may leave out fields: those for which `recipe_defaults` has a value. All other fields are required.
+In `params.yaml`, only recipes may leave out fields: those for which `recipe_defaults` has a value. In `dataset.yaml`,
+every field may be left out.
 """
 NAMES = {int: "integer", float: "number", bool: "boolean", str: "text", NoneType: "null"}
 
@@ -40,6 +43,7 @@ def render() -> str:
                 lines += tables(f"{name}.NAME", kind)
             case _ if is_section(field.annotation):
                 lines += tables(name, field.annotation)
+    lines += tables("dataset.yaml", Dataset)
     return "\n".join(lines)
 
 

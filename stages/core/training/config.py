@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from stages.core.config.section import BatchSize, NotNegative, Section
+from stages.core.config.section import BatchSize, NotNegative, Section, Share
 from stages.core.evaluation.config import Unsure
 from stages.core.examples.config import Augmentation
 from stages.core.nets.config import NetConfig
