@@ -54,9 +54,9 @@ async def predict(
     """Classify pictures (PNG, JPEG, WebP, GIF, BMP or TIFF) of any size, or pixels in JSON.
 
     If the model's `centre_ink` is true, a picture may be light on dark or dark on light, and what is drawn is scaled
-    and centred on its centre of mass, as in MNIST. Otherwise, the whole picture is resized, and its grey levels are
-    never inverted. Pixels in JSON are always taken as they are. A blank image is rejected, because there is nothing to
-    classify.
+    and centred on its centre of mass, as in MNIST. Otherwise, the whole picture is resized, and its colours
+    are never inverted. Pixels in JSON are always taken as they are. A blank image is rejected, because there is nothing
+    to classify.
     """
     async with body.received(request, request.app.state.room) as content:
         return await to_thread.run_sync(answer, get_live_model(request).model, content, with_images)

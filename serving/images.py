@@ -139,13 +139,14 @@ def describe_bodies(spec: Spec) -> dict[str, Any]:
     rows["description"] = f"rows of {pixels} like those of the training images, not all equal"
     images = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": rows}
     files = {"type": "array", "minItems": 1, "maxItems": MAX_IMAGES, "items": {"type": "string", "format": "binary"}}
-    one = [
-        [
-            (255 if height // 6 <= y < height - height // 6 and x == width // 2 else 0) if planes == 1 else [255, y, x]
-            for x in range(width)
-        ]
-        for y in range(height)
-    ]
+
+    def example_pixel(y: int, x: int) -> int | list[int]:
+        """Return a pixel of a vertical line, or of a gradient of colours."""
+        if planes > 1:
+            return [255, y % 256, x % 256]
+        return 255 if height // 6 <= y < height - height // 6 and x == width // 2 else 0
+
+    one = [[example_pixel(y, x) for x in range(width)] for y in range(height)]
 
     def closed(**properties: object) -> dict[str, Any]:
         return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}

@@ -7,6 +7,8 @@ from pydantic import BaseModel, Field, JsonValue
 
 from stages.core.examples.spec import Spec
 
+# Grey levels, or [red, green, blue].
+Rows = list[list[int]] | list[list[list[int]]]
 PROVEN = "whether stage `parity` has verified that the outputs of this file match those of the evaluated model"
 
 
@@ -17,7 +19,7 @@ class Prediction(BaseModel):
     confidence: Annotated[float, Field(ge=0, le=1, description="the label's probability")]
     probabilities: Annotated[dict[str, float], Field(description="by class")]
     unsure: Annotated[bool, Field(description="whether the confidence is below the model's `unsure_below`")]
-    image: Annotated[list[list[int]] | None, Field(description="the model's input, as rows of grey levels")] = None
+    image: Annotated[Rows | None, Field(description="the model's input: rows of grey levels or colours")] = None
 
 
 class Answer(BaseModel):

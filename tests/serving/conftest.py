@@ -24,11 +24,13 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from stages.core.examples import image
+from stages.core.examples.spec import Opening, Spec
 from tests.conftest import PROJECT, Clone, wait_for
 
 DIGITS = Path(__file__).with_name("digits.onnx")
 PLACES = ["high", "middle", "low"]
+COLORS = ["red", "green", "blue"]
+GREY = Opening(color="grey", resize="stretch", centre_ink=False, max_pixels=1_000_000)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -107,36 +109,65 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def color_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Run one service with a model of colour images."""
+    folder = tmp_path_factory.mktemp("colors")
+    with serving(folder, write_colors_model(folder / "colors.onnx")) as running:
+        yield running
+
+
 @pytest.fixture
 def own_service(tmp_path: Path) -> Iterator[Service]:
     with serving(tmp_path) as running:
         yield running
 
 
-def write_places_model(path: Path) -> Path:
-    """Write a model that recognizes which third of an image, 20 pixels wide and 30 pixels high, is the lightest."""
-    weight = np.zeros((30, 20, 3), np.float32)
-    for place in range(3):
-        weight[10 * place : 10 * place + 10, :, place] = 1e-3
+def write_model(path: Path, weight_CHWK: NDArray[np.float32], classes: list[str], opening: Opening) -> Path:
+    """Write a linear model of raw pixels without a bias."""
+    shape, count = weight_CHWK.shape[:3], len(classes)
     nodes = [
         helper.make_node("Cast", ["image"], ["floats"], to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["floats"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
-    pixels = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", 1, 30, 20])
+    pixels = helper.make_tensor_value_info("image", TensorProto.UINT8, ["batch", *shape])
     outputs = [
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in ("logits", "probabilities")
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", count]) for name in ("logits", "probabilities")
     ]
-    graph = helper.make_graph(
-        nodes, "main", [pixels], outputs, [numpy_helper.from_array(weight.reshape(600, 3), "weight")]
-    )
+    weight = numpy_helper.from_array(weight_CHWK.reshape(-1, count), "weight")
+    graph = helper.make_graph(nodes, "main", [pixels], outputs, [weight])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    spec = image.specify((1, 30, 20), PLACES, mean=0, std=1, centre_ink=False)
+    planes, height, width = shape
+    scale = {"mean": (0.0,) * planes, "std": (1.0,) * planes}
+    spec = Spec(
+        kind="image", shape=(planes, height, width), dtype="uint8", classes=classes, **scale, opening=opening
+    )  # fmt: skip
     metadata = {"spec": spec.model_dump_json(), "unsure_below": "0.5", "recipe": "by hand", "dataset": "bars"}
     helper.set_model_props(model, metadata)
     onnx.save(model, path)
     return path
+
+
+def write_places_model(path: Path, *, centre_ink: bool = False) -> Path:
+    """Write a model that recognizes which third of an image, 20 pixels wide and 30 pixels high, is the lightest."""
+    weight_CHWK = np.zeros((1, 30, 20, 3), np.float32)
+    for place in range(3):
+        weight_CHWK[0, 10 * place : 10 * place + 10, :, place] = 1e-3
+    return write_model(path, weight_CHWK, PLACES, GREY.model_copy(update={"centre_ink": centre_ink}))
+
+
+def write_colors_model(path: Path, others: int = 0) -> Path:
+    """Write a model that recognizes which of the colours of a picture, cropped to 32x24 pixels, is the lightest.
+
+    It has `others` more classes, which are less likely than the most likely colour.
+    """
+    weight_CHWK = np.zeros((3, 24, 32, 3 + others), np.float32)
+    for plane in range(3):
+        weight_CHWK[plane, ..., plane] = 1e-4
+    opening = Opening(color="rgb", resize="crop", centre_ink=False, max_pixels=1_000_000)
+    return write_model(path, weight_CHWK, [*COLORS, *(f"other {number}" for number in range(others))], opening)
 
 
 def bar(place: int) -> NDArray[np.uint8]:
@@ -144,6 +175,13 @@ def bar(place: int) -> NDArray[np.uint8]:
     image_HW = np.random.default_rng(place).integers(20, 60, (30, 20), np.uint8)
     image_HW[10 * place + 3 : 10 * place + 7, 2:18] += 120
     return image_HW
+
+
+def colored(plane: int) -> NDArray[np.uint8]:
+    """Return an image [24, 32, 3] of the class `COLORS[plane]`."""
+    image_HWC = np.random.default_rng(plane).integers(20, 60, (24, 32, 3), np.uint8)
+    image_HWC[3:21, 4:28, plane] += 120
+    return image_HWC
 
 
 def enlarged(image_HW: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -176,12 +214,11 @@ def set_metadata(**values: str) -> Callable[[onnx.ModelProto], None]:
     return change
 
 
-def make_coloured(model: onnx.ModelProto) -> None:
-    """Change the model to take images of three planes, of which it uses the first."""
-    set_spec(shape=[3, 28, 28])(model)
-    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 3
-    for node in model.graph.node:
-        node.input[:] = ["plane" if name == "image" else name for name in node.input]
-    slices = {"starts": [0], "ends": [1], "axes": [1]}
-    model.graph.initializer.extend(numpy_helper.from_array(np.array(value), name) for name, value in slices.items())
-    model.graph.node.insert(0, onnx.helper.make_node("Slice", ["image", *slices], ["plane"]))
+def set_opening(**values: object) -> Callable[[onnx.ModelProto], None]:
+    """Return a function that changes or adds settings in `opening` in a model's metadata."""
+
+    def change(model: onnx.ModelProto) -> None:
+        (spec,) = (json.loads(entry.value) for entry in model.metadata_props if entry.key == "spec")
+        set_spec(opening=spec["opening"] | values)(model)
+
+    return change

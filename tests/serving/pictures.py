@@ -7,7 +7,7 @@ import schemathesis
 from hypothesis import strategies as st
 from PIL import Image
 
-from stages.core.examples.image import FORMATS
+from stages.core.examples.picture import FORMATS
 
 SIDES = st.integers(2, 60)
 
@@ -32,4 +32,5 @@ def before_call(context: schemathesis.HookContext, case: schemathesis.Case[Any],
     if case.meta.generation.mode.is_positive and case.media_type == "application/json":
         body: Any = case.body
         for image in body["images"]:
-            image[0][:2] = [0, 255]
+            colored = isinstance(image[0][0], list)
+            image[0][:2] = [[0, 0, 0], [255, 255, 255]] if colored else [0, 255]

@@ -116,7 +116,7 @@ def test_the_model_is_described(tmp_path: Path) -> None:
         assert facts["metrics"] == {}
         assert (facts["sha256"], facts["unsure_below"]) == (model.sha256, model.unsure_below)
         assert facts["spec"] == json.loads(model.spec.model_dump_json())
-        assert (facts["spec"]["shape"], facts["spec"]["centre_ink"]) == ([1, 28, 28], True)
+        assert (facts["spec"]["shape"], facts["spec"]["opening"]["centre_ink"]) == ([1, 28, 28], True)
         assert (facts["recipe"], facts["dataset"]) == ("convnet", "mnist")
         assert facts["data_sha256"] == model.metadata["data_sha256"]
         assert facts["operators"]["Conv"] == 3

@@ -17,7 +17,7 @@ from stages.core.deploy.onnx_model import OnnxModel
 from stages.core.files.errors import UserError
 from tests.conftest import wait_for
 from tests.serving.client import SEVEN, picture
-from tests.serving.conftest import DIGITS, Service, altered, failure, make_coloured, set_metadata, set_spec
+from tests.serving.conftest import DIGITS, Service, altered, failure, set_metadata, set_opening, set_spec
 
 
 def break_weights(model: onnx.ModelProto) -> None:
@@ -60,7 +60,19 @@ REJECTED = {
         altered(set_spec(classes=["0", "1"])),
         "its spec says image, uint8 [batch, 1, 28, 28] to logits and probabilities, float [batch, 2]",
     ),
-    "coloured": (altered(make_coloured), "its images must have 1 plane, grey levels, found 3"),
+    "other planes": (altered(set_spec(shape=[3, 28, 28])), "shape must have 1 planes for color grey, found 3"),
+    "other planes than the graph": (
+        altered(
+            lambda model: (
+                set_spec(shape=[3, 28, 28], mean=[0.5] * 3, std=[0.5] * 3)(model),
+                set_opening(color="rgb", centre_ink=False)(model),
+            )
+        ),
+        "its spec says image, uint8 [batch, 3, 28, 28] to logits",
+    ),
+    "an unknown setting": (altered(set_opening(sharpen=True)), "spec.opening.sharpen: Extra inputs are not permitted"),
+    "an unknown resize": (altered(set_opening(resize="tile")), "spec.opening.resize: Input should be 'fit', 'crop' or"),
+    "an unknown color": (altered(set_opening(color="cmyk")), "spec.opening.color: Input should be 'grey' or 'rgb'"),
     "no list of classes": (altered(set_spec(classes=5)), "spec.classes: Input should be a valid array"),
 }
 

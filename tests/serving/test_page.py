@@ -1,14 +1,31 @@
-"""Test the page in a real browser: digits are drawn on it with the mouse, a finger and the keyboard."""
+"""Test the page in a real browser: digits are drawn on it, and photos are given to it in every way."""
 
+import base64
 import math
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from PIL import Image
+from playwright.sync_api import Browser, FilePayload, Page, expect
 
+from serving import body
 from tests.conftest import wait_for
-from tests.serving.conftest import Service, altered, serving, set_spec, write_places_model
+from tests.serving.client import SEVEN, encoded, picture
+from tests.serving.conftest import (
+    COLORS,
+    PLACES,
+    Service,
+    altered,
+    bar,
+    colored,
+    enlarged,
+    serving,
+    set_spec,
+    write_colors_model,
+    write_places_model,
+)
 
 Stroke = list[tuple[float, float]]
 
@@ -170,19 +187,34 @@ def shape(page: Page, selector: str) -> float:
 
 
 @pytest.mark.parametrize("viewport", [360, 1200])
-def test_a_model_of_images_that_are_not_square(browser: Browser, tmp_path: Path, viewport: int) -> None:
-    """Check that a stroke in the upper third stays there in the model's input, and that both have its proportions."""
-    with serving(tmp_path, write_places_model(tmp_path / "places.onnx")) as running:
+def test_a_drawing_area_that_is_not_square(browser: Browser, tmp_path: Path, viewport: int) -> None:
+    """Check that the drawing area and the model's input have the proportions of the model's images."""
+    with serving(tmp_path, write_places_model(tmp_path / "places.onnx", centre_ink=True)) as running:
         page, complaints, _ = visit(browser, running.url, classes=3)
         page.set_viewport_size({"width": viewport, "height": 780})
-        draw(page, [[(20, 15), (80, 15)]])
-        expect(page.locator("#label")).to_have_text("high")
+        expect(page.locator("h1")).to_have_text("Draw one of the classes")
+        draw(page, [[(20, 50), (80, 50)]])
+        expect(page.locator("#label")).to_have_text("middle")
         assert shape(page, "#pad") == pytest.approx(20 / 30, rel=0.02)
         assert shape(page, "#given") == pytest.approx(20 / 30, rel=0.02)
-        expect(page.locator("#given")).to_have_attribute("aria-label", "Your drawing, scaled to 20 by 30 pixels")
-        page.get_by_role("button", name="Clear").click()
-        draw(page, [[(20, 85), (80, 85)]])
-        expect(page.locator("#label")).to_have_text("low")
+        expect(page.locator("#given")).to_have_attribute(
+            "aria-label", "Your drawing, scaled and centred to 20 by 30 pixels"
+        )
+        assert complaints == []
+
+
+def test_a_picture_for_a_grey_model_that_does_not_centre_ink(browser: Browser, tmp_path: Path) -> None:
+    """Check that what is in the upper third of a picture stays there, and that its colours become grey."""
+    with serving(tmp_path, write_places_model(tmp_path / "places.onnx")) as running:
+        page, complaints, _ = visit(browser, running.url, classes=3)
+        for place, name in enumerate(PLACES):
+            brown_HWC = (enlarged(bar(place))[..., None] * np.array([0.9, 0.7, 0.4])).astype(np.uint8)
+            choose(page, Given(f"{name}.png", encoded(Image.fromarray(brown_HWC))))
+            expect(page.locator("#label")).to_have_text(name)
+            red, green, blue = colors_on(page, "#given")
+            assert red == green == blue > 10
+        assert shape(page, "#given") == pytest.approx(20 / 30, rel=0.02)
+        expect(page.locator("#given")).to_have_attribute("aria-label", "Your picture, stretched to 20 by 30 pixels")
         assert complaints == []
 
 
@@ -228,3 +260,267 @@ def test_the_page_says_that_a_drawing_is_blank(browser: Browser, service: Servic
     expect(page.locator("#label")).to_have_text("")
     draw(page, DIGITS["1"])
     expect(page.locator("#label")).to_have_text("1")
+
+
+class Given(NamedTuple):
+    """Hold a file that a person gives to the page."""
+
+    name: str
+    content: bytes
+    kind: str = "image/png"
+
+
+def photo(plane: int, name: str = "photo.png") -> Given:
+    return Given(name, encoded(Image.fromarray(enlarged(colored(plane)))))
+
+
+def choose(page: Page, *files: Given) -> None:
+    chosen: list[FilePayload] = [{"name": name, "mimeType": kind, "buffer": content} for name, content, kind in files]
+    page.get_by_label("Choose pictures").set_input_files(chosen)
+
+
+def transfer(page: Page, event: str, *files: Given) -> None:
+    """Drop or paste files, as a browser does it."""
+    dispatch = """([event, files]) => {
+        const transfer = new DataTransfer();
+        for (const [name, content, type] of files) {
+            const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+            transfer.items.add(new File([bytes], name, { type }));
+        }
+        const options = { bubbles: true, cancelable: true };
+        document.body.dispatchEvent(
+            event === "paste"
+                ? new ClipboardEvent(event, { ...options, clipboardData: transfer })
+                : new DragEvent(event, { ...options, dataTransfer: transfer }),
+        );
+    }"""
+    page.evaluate(
+        dispatch, [event, [[name, base64.b64encode(content).decode(), kind] for name, content, kind in files]]
+    )
+
+
+def give(page: Page, way: str, *files: Given) -> None:
+    if way == "choose":
+        choose(page, *files)
+    else:
+        transfer(page, way, *files)
+
+
+def colors_on(page: Page, canvas: str) -> list[float]:
+    """Return the means of red, green and blue on a canvas."""
+    sums = f"""(() => {{
+        const canvas = document.querySelector("{canvas}");
+        const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {{ willReadFrequently: true }});
+        copy.drawImage(canvas, 0, 0);
+        const data = copy.getImageData(0, 0, canvas.width, canvas.height).data;
+        const sums = [0, 0, 0];
+        data.forEach((value, at) => at % 4 < 3 && (sums[at % 4] += value));
+        return sums.map((sum) => (4 * sum) / data.length);
+    }})()"""
+    means: list[float] = page.evaluate(sums)
+    return means
+
+
+def test_a_page_for_photos_has_nothing_to_draw_on(browser: Browser, color_service: Service) -> None:
+    page, complaints, _ = visit(browser, color_service.url, classes=3)
+    expect(page).to_have_title("Classify a picture")
+    expect(page.locator("h1")).to_have_text("Classify a picture")
+    expect(page.locator("#pad")).to_be_hidden()
+    expect(page.locator("#sureness")).to_have_text("No picture yet.")
+    text = page.locator("body").inner_text().lower()
+    assert "digit" not in text
+    assert "draw" not in text
+    assert complaints == []
+
+
+@pytest.mark.parametrize("way", ["choose", "drop", "paste"])
+def test_a_photo_is_given(browser: Browser, color_service: Service, way: str) -> None:
+    page, complaints, requests = visit(browser, color_service.url, classes=3)
+    for plane in (2, 0, 1):
+        give(page, way, photo(plane))
+        expect(page.locator("#label")).to_have_text(COLORS[plane])
+        expect(page.locator("#sureness")).to_contain_text("% sure")
+        expect(page.locator("tr.best th")).to_have_text(COLORS[plane])
+        expect(page.get_by_role("status")).to_contain_text(f"{COLORS[plane]}, ")
+        expect(page.get_by_role("img", name="The picture photo.png")).to_be_visible()
+        expect(page.get_by_role("img", name="Your picture, cropped to 32 by 24 pixels")).to_be_visible()
+        means = colored(plane).mean(axis=(0, 1))
+        assert colors_on(page, "#given") == pytest.approx(means, abs=0.01)
+        assert colors_on(page, "#preview") == pytest.approx(means, abs=2)
+        assert shape(page, "#given") == pytest.approx(32 / 24, rel=0.02)
+    assert page.locator("#results").is_hidden()
+    assert complaints == []
+    assert [url for url in requests if not url.startswith((f"{color_service.url}/", "data:"))] == []
+
+
+def test_a_photo_is_chosen_with_the_keyboard(browser: Browser, color_service: Service, tmp_path: Path) -> None:
+    page, complaints, _ = visit(browser, color_service.url, classes=3)
+    path = tmp_path / "sky.png"
+    path.write_bytes(photo(2).content)
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Choose pictures")).to_be_focused()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    assert chooser.value.is_multiple()
+    chooser.value.set_files(path)
+    expect(page.locator("#label")).to_have_text("blue")
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Take a photo")).to_be_focused()
+    assert complaints == []
+
+
+def test_the_camera_is_offered_where_there_is_a_touch_screen(browser: Browser, color_service: Service) -> None:
+    page = visit(browser, color_service.url, classes=3).page
+    expect(page.get_by_text("Take a photo")).to_be_visible()
+    camera = page.get_by_label("Take a photo")
+    expect(camera).to_have_attribute("capture", "environment")
+    camera.set_input_files([{"name": "1.jpg", "mimeType": "image/jpeg", "buffer": photo(1).content}])
+    expect(page.locator("#label")).to_have_text("green")
+    desk = browser.new_context(viewport={"width": 1200, "height": 780}).new_page()
+    desk.goto(color_service.url)
+    expect(desk.get_by_text("Choose pictures")).to_be_visible()
+    expect(desk.get_by_text("Take a photo")).to_be_hidden()
+
+
+def test_several_photos_at_once(browser: Browser, color_service: Service) -> None:
+    page, complaints, _ = visit(browser, color_service.url, classes=3)
+    names = ["berry.png", "leaf.png", "notes.png", "sky.png"]
+    files = [photo(0, names[0]), photo(1, names[1]), Given(names[2], b"<!doctype html>"), photo(2, names[3])]
+    choose(page, *files)
+    listed = page.get_by_role("list", name="Results").get_by_role("button")
+    expect(listed).to_contain_text(
+        ["berry.png red, ", "leaf.png green, ", "notes.png No answer: notes.png is not a picture", "sky.png blue, "]
+    )
+    expect(page.locator("#label")).to_have_text("red")
+    expect(listed.nth(0)).to_have_attribute("aria-pressed", "true")
+    listed.nth(3).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#label")).to_have_text("blue")
+    expect(page.get_by_role("img", name="The picture sky.png")).to_be_visible()
+    expect(listed.nth(0)).to_have_attribute("aria-pressed", "false")
+    listed.nth(2).click()
+    expect(page.locator("#sureness")).to_have_text("No answer: notes.png is not a picture: it is an HTML page")
+    expect(page.locator("#label")).to_have_text("")
+    expect(page.locator("#preview")).to_be_hidden()
+    choose(page, files[1])
+    expect(page.locator("#label")).to_have_text("green")
+    expect(page.locator("#results")).to_be_hidden()
+    assert all("status of 422" in complaint for complaint in complaints)
+
+
+def png(width: int, height: int, color: str = "white") -> bytes:
+    return encoded(Image.new("RGB", (width, height), color))
+
+
+WRONG = {
+    "blank": (Given("empty.png", png(90, 90)), "empty.png is blank; there is nothing to classify"),
+    "not a picture": (Given("song.png", b"RIFF song"), "song.png is not a picture: its 9 bytes are none of PNG, JPEG"),
+    "empty": (Given("nothing.png", b""), "nothing.png is not a picture: it is empty"),
+    "too many pixels": (
+        Given("map.png", png(1001, 1001)),
+        "map.png has 1,001 x 1,001 pixels, more than the limit of 1,000,000",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_file_is_answered_with_one_sentence(browser: Browser, color_service: Service, case: str) -> None:
+    file, reason = WRONG[case]
+    page = visit(browser, color_service.url, classes=3).page
+    choose(page, photo(0))
+    expect(page.locator("#label")).to_have_text("red")
+    choose(page, file)
+    expect(page.locator("#sureness")).to_contain_text(f"No answer: {reason}")
+    expect(page.get_by_role("status")).to_contain_text(reason)
+    expect(page.locator("#label")).to_have_text("")
+    expect(page.locator("tr.best")).to_have_count(0)
+    choose(page, photo(1))
+    expect(page.locator("#label")).to_have_text("green")
+
+
+@pytest.mark.parametrize(("way", "reason"), [("drop", "is not a file"), ("paste", "holds no picture")])
+def test_what_is_no_file_is_refused(browser: Browser, color_service: Service, way: str, reason: str) -> None:
+    page, complaints, _ = visit(browser, color_service.url, classes=3)
+    choose(page, photo(0))
+    expect(page.locator("#label")).to_have_text("red")
+    give(page, way)
+    expect(page.locator("#hint")).to_contain_text(reason)
+    expect(page.get_by_role("status")).to_contain_text(reason)
+    expect(page.locator("#label")).to_have_text("red")
+    give(page, way, photo(2))
+    expect(page.locator("#label")).to_have_text("blue")
+    expect(page.locator("#hint")).to_contain_text("Drop pictures anywhere")
+    assert complaints == []
+
+
+def test_a_picture_that_the_browser_cannot_show(browser: Browser, color_service: Service) -> None:
+    page = visit(browser, color_service.url, classes=3).page
+    choose(page, Given("scan.tif", encoded(Image.fromarray(colored(1)), "TIFF"), "image/tiff"))
+    expect(page.locator("#label")).to_have_text("green")
+    expect(page.locator("#preview")).to_be_hidden()
+
+
+@pytest.mark.parametrize("way", ["choose", "drop", "paste"])
+def test_a_picture_of_a_digit_is_given(browser: Browser, service: Service, way: str) -> None:
+    page, complaints, _ = visit(browser, service.url)
+    expect(page).to_have_title("Draw a digit")
+    draw(page, DIGITS["1"])
+    expect(page.locator("#label")).to_have_text("1")
+    give(page, way, Given("seven.png", picture(SEVEN)))
+    expect(page.locator("#label")).to_have_text("7")
+    expect(page.get_by_role("img", name="The picture seven.png")).to_be_visible()
+    expect(page.locator("#given")).to_have_attribute(
+        "aria-label", "Your picture, scaled and centred to 28 by 28 pixels"
+    )
+    draw(page, DIGITS["1"])
+    expect(page.locator("#label")).to_have_text("1")
+    expect(page.locator("#preview")).to_be_hidden()
+    expect(page.get_by_text("Take a photo")).to_be_hidden()
+    assert complaints == []
+
+
+def test_the_ten_best_of_many_classes(browser: Browser, tmp_path: Path) -> None:
+    with serving(tmp_path, write_colors_model(tmp_path / "many.onnx", others=297)) as running:
+        page, complaints, _ = visit(browser, running.url, classes=0)
+        expect(page.locator("#others")).to_have_text("300 classes")
+        choose(page, photo(1))
+        expect(page.locator("#classes tr")).to_have_count(10)
+        expect(page.locator("#classes th").first).to_have_text("green")
+        shares = [float(text.rstrip("%")) for text in page.locator("#classes td:last-child").all_inner_texts()]
+        assert shares == sorted(shares, reverse=True)
+        expect(page.locator("#others")).to_contain_text("290 other classes: ")
+        choose(page, Given("grey.png", encoded(Image.linear_gradient("L"))))
+        expect(page.locator("#sureness")).to_contain_text("Unsure, only 3")
+        expect(page.locator("#answer")).to_have_class("unsure")
+        assert complaints == []
+
+
+def test_the_page_follows_a_model_of_another_kind(browser: Browser, own_service: Service, tmp_path: Path) -> None:
+    page, complaints, _ = visit(browser, own_service.url)
+    expect(page.locator("#pad")).to_be_visible()
+    own_service.replace_model(write_colors_model(tmp_path / "colors.onnx").read_bytes())
+    wait_for(lambda: own_service.client.get("/model").json()["spec"]["classes"] == COLORS, 60, "the new model")
+    choose(page, photo(2))
+    expect(page.locator("#label")).to_have_text("blue")
+    expect(page.locator("#pad")).to_be_hidden()
+    expect(page.locator("h1")).to_have_text("Classify a picture")
+    assert complaints == []
+
+
+@pytest.mark.parametrize("viewport", [320, 720, 1200])
+def test_photos_with_long_names_fit(browser: Browser, color_service: Service, viewport: int) -> None:
+    page = visit(browser, color_service.url, classes=3).page
+    page.set_viewport_size({"width": viewport, "height": 780})
+    choose(page, photo(0, f"{'holiday' * 12}.png"), photo(1, "a name of many words " * 6 + ".png"))
+    expect(page.locator("#results b")).to_contain_text(["red", "green"])
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport
+
+
+def test_a_file_that_is_too_large_is_not_sent(browser: Browser, color_service: Service) -> None:
+    page, complaints, requests = visit(browser, color_service.url, classes=3)
+    page.evaluate(f'give([new File([new Uint8Array({body.MAX_BODY + 1})], "film.png")])')
+    expect(page.locator("#sureness")).to_have_text(
+        "No answer: film.png has 16,000,001 bytes, allowed: at most 16,000,000"
+    )
+    assert f"{color_service.url}/predict?images=true" not in requests
+    assert complaints == []

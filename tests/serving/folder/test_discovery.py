@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serving.folder.discovery import find_sources
+from serving.folder.discovery import MAX_PIXELS, find_sources
 from stages.core.data.idx import signature, write_idx
-from stages.core.examples.image import MAX_PIXELS
 
 
 @pytest.mark.parametrize(
@@ -45,7 +44,7 @@ def test_idx_files(tmp_path: Path, zipped: bool) -> None:
     assert (found["images"].kind, found["images"].shape, found["images"].error) == ("idx", (2, 3, 4), None)
     assert (found["labels"].kind, found["labels"].examples) == ("other", 0)
     assert found["cut"].error == "cut is truncated: 15 bytes, the header alone takes 16"
-    assert "at most 50,000,000 pixels per image" in str(found["large"].error)
+    assert "at most 100,000,000 pixels per image" in str(found["large"].error)
 
 
 def test_names_that_are_not_utf_8_are_escaped(tmp_path: Path) -> None:

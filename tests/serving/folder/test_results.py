@@ -12,7 +12,16 @@ from PIL import Image
 from serving.folder.results import describe_skipped, predict_folder
 from stages.core.data.idx import write_idx
 from stages.core.files.errors import UserError
-from tests.serving.conftest import DIGITS, PLACES, altered, bar, enlarged, make_coloured, write_places_model
+from tests.serving.conftest import (
+    COLORS,
+    DIGITS,
+    PLACES,
+    bar,
+    colored,
+    enlarged,
+    write_colors_model,
+    write_places_model,
+)
 from tests.serving.folder.conftest import IMAGES
 
 
@@ -170,8 +179,17 @@ def test_another_folders_predictions_are_kept(folder: Path, tmp_path: Path) -> N
     assert pl.read_parquet(output / "predictions.parquet").equals(first)
 
 
-def test_a_model_of_coloured_images_is_rejected(folder: Path, tmp_path: Path) -> None:
-    model = tmp_path / "colors.onnx"
-    model.write_bytes(altered(make_coloured))
-    with pytest.raises(UserError, match=r"colors\.onnx does not work: its images must have 1 plane"):
-        predict(folder, tmp_path / "out", model=model)
+def test_a_model_of_colour_images(tmp_path: Path) -> None:
+    """Check that pictures and arrays, in colour and in grey, become the inputs of such a model."""
+    folder, model = tmp_path / "given", write_colors_model(tmp_path / "colors.onnx")
+    folder.mkdir()
+    images = np.stack([colored(plane) for plane in range(3)])
+    np.save(folder / "array.npy", images)
+    for name, image in zip(COLORS, images, strict=True):
+        Image.fromarray(image).save(folder / f"{name}.png")
+        Image.fromarray(image).save(folder / f"{name}.jpg", quality=95)
+    Image.linear_gradient("L").save(folder / "zgrey.png")
+    table = predict(folder, tmp_path / "out", model=model)
+    assert table["error"].null_count() == len(table)
+    assert table["label"].to_list()[:9] == [*COLORS, "blue", "blue", "green", "green", "red", "red"]
+    assert table["confidence"][-1] == pytest.approx(1 / 3)
