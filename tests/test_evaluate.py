@@ -121,7 +121,8 @@ def keep_labels_below(dataset: Dataset, highest: int) -> None:
     """Leave out of the test split all images of higher classes."""
     kept = (pl.col("split") != "test") | (pl.col("label") < highest)
     inputs, labels_N = dataset.read("test")
-    splits.write_split("test", dataset.spec, inputs.copy(), (labels_N < highest).nonzero()[0], layout.NORMALIZED)
+    rows_N = (labels_N < highest).nonzero()[0]
+    splits.write_split("test", dataset.spec, Joined([inputs.copy()]), rows_N, layout.NORMALIZED)
     write_table(dataset.examples.filter(kept), layout.EXAMPLES, data_schemas.examples(10))
     layout.NORMALIZE.record(layout.NORMALIZED)
 

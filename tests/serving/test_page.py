@@ -238,20 +238,6 @@ def test_long_names_of_classes_fit(browser: Browser, own_service: Service, viewp
         assert box["x"] + box["width"] <= viewport - 16
 
 
-def test_of_many_classes_the_ten_most_probable_are_listed(browser: Browser, service: Service) -> None:
-    page, complaints, _ = visit(browser, service.url)
-    names = [f"class {label}" for label in range(300)]
-    for first in (7, 200):
-        probabilities = dict.fromkeys(names, 0.0) | {f"class {first + place}": 0.5**place / 2 for place in range(12)}
-        prediction = {"probabilities": probabilities, "label": f"class {first}", "confidence": 0.5, "unsure": False}
-        page.evaluate("show", prediction | {"image": [[0, 255]]})
-        rows = page.locator("#classes th").all_inner_texts()
-        assert rows == [f"class {first + place}" for place in range(10)]
-        assert page.locator("tr.best td").last.inner_text() == "50.0 %"
-        expect(page.locator("#listed")).to_have_text("10 best of 300 classes")
-    assert complaints == []
-
-
 def test_the_page_says_that_a_drawing_is_blank(browser: Browser, service: Service) -> None:
     page, _, _ = visit(browser, service.url)
     draw(page, DIGITS["1"])

@@ -192,7 +192,7 @@ def test_weighted_cross_entropy_is_that_of_pytorch_by_example() -> None:
     torch.testing.assert_close(compute_loss(LOGITS, IMBALANCED, cross_entropy(0.8), weights), expected)
 
 
-LOSSES = [cross_entropy(1.0), cross_entropy(1.0, label_smoothing=0.1), mse(1.0)]
+LOSSES: list[CrossEntropy | Mse] = [cross_entropy(1.0), cross_entropy(1.0, label_smoothing=0.1), mse(1.0)]
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=str)
