@@ -102,11 +102,10 @@ def find_alike(examples: pl.DataFrame, inputs: Joined) -> pl.Series:
     """Return, for each example outside of training, the id of a training example that looks the same."""
     train = examples.filter(split="train")
     others = examples.filter(pl.col("split").is_in(["validation", "test"])).sort("id")
-    found = likeness.find_alike(others["likeness"].to_numpy(), train["likeness"].to_numpy(), inputs, others["id"].to_numpy(), train["id"].to_numpy())  # fmt: skip
-    pairs = pl.DataFrame({"id": others["id"], "alike": found}, {"id": pl.Int64, "alike": pl.Int64}).filter(
-        pl.col("alike") >= 0
-    )
-    return examples.select("id").join(pairs, on="id", how="left", maintain_order="left")["alike"]
+    found = likeness.find_alike(inputs, others["id"].to_numpy(), train["id"].to_numpy())
+    pairs = pl.DataFrame({"id": others["id"], "alike": found}, {"id": pl.Int64, "alike": pl.Int64})
+    alike = pairs.filter(pl.col("alike") >= 0)
+    return examples.select("id").join(alike, on="id", how="left", maintain_order="left")["alike"]
 
 
 def measure_scale(inputs: Joined, rows_N: NDArray[np.intp]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -130,9 +129,14 @@ def specify(raw: Raw, dataset: Dataset, train_N: NDArray[np.intp]) -> Spec:
         if len(values) != planes:
             raise UserError(f"{field} must have one value or {planes}, one for each plane, found {len(values)}")
     return Spec(
-        kind=dataset.kind, shape=(planes, height, width), dtype="uint8", classes=raw.classes, mean=scale[0], std=scale[1],
+        kind=dataset.kind,
+        shape=(planes, height, width),
+        dtype="uint8",
+        classes=raw.classes,
+        mean=scale[0],
+        std=scale[1],
         opening=raw.opening,
-    )  # fmt: skip
+    )
 
 
 def main() -> None:
