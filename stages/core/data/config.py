@@ -76,7 +76,7 @@ class ClassShare(Section):
 
 
 class Normalize(Section):
-    """Configure how examples become inputs of a network, for every data set whose dataset.yaml does not say otherwise."""
+    """Configure how examples become inputs of a network, unless the dataset.yaml of a data set says otherwise."""
 
     kind: Literal["image"]
     """What an example is."""
@@ -86,14 +86,14 @@ class Normalize(Section):
     color: Literal["auto"] | Color
     """The planes of an input: one of grey levels, or red, green and blue. `auto` is grey if all pictures are."""
     resize: Resize
-    """How a picture of another shape fits: `fit` adds black borders, `crop` cuts off what protrudes, `stretch` distorts."""
+    """How a picture of another shape fits: `fit` adds black borders, `crop` cuts off both ends, `stretch` distorts."""
     centre_ink: bool
     """Scale and centre a picture of another size by its ink, as MNIST's digits were; it needs grey inputs."""
     max_pixels: Annotated[int, Field(ge=1, le=10**10)]
     """The largest number of pixels that a picture may have; it keeps a small file from filling the memory."""
     mean: Literal["auto"] | Share | Planes
-    """The value to subtract, or one for each plane: a raw value x in 0..255 enters the network as (x / 255 - mean) / std.
-    `auto` is the mean of the training split."""
+    """The value to subtract, or one for each plane: a raw value x in 0..255 enters the network as
+    (x / 255 - mean) / std. `auto` is the mean of the training split."""
     std: Literal["auto"] | Deviation | Annotated[list[Deviation], Field(min_length=1, max_length=3)]
     """The value to divide by, or one for each plane; `auto` is the standard deviation of the training split."""
     validation: HeldOut

@@ -89,8 +89,8 @@ def shorten(lines: list[str]) -> list[str]:
 def count_examples(examples: pl.DataFrame) -> dict[str, int]:
     """Return the number of examples by split, and how many are copied, alike, in conflict or left out.
 
-    An example has copies if other inputs are equal byte by byte, in the same or in another split; it conflicts if one of
-    these has another label. It is alike if one that looks the same is in another split; copies count there, too.
+    An example has copies if other inputs are equal byte by byte, in the same or in another split; it conflicts if one
+    of these has another label. It is alike if one that looks the same is in another split; copies count there, too.
     """
     copies = examples.drop_nulls("input_sha256").group_by("input_sha256")
     of_input = copies.agg(count=pl.len(), splits=pl.col("split").n_unique(), labels=pl.col("label").n_unique())
