@@ -42,7 +42,9 @@ def divide(examples: pl.DataFrame, shares: dict[str, float], classes: list[str],
     units = pl.DataFrame({"unit": name_units(members), "label": members["label"]})
     hashes = {unit: fraction(seed, unit) for unit in units["unit"].unique()}
     split_of = {unit: choose_split(hash_, held_out) for unit, hash_ in hashes.items()}
-    give_each_class_its_share(units, hashes, split_of, [*held_out], classes, folder)
+    refuse_small_classes(units, [*held_out], classes, folder)
+    if held_out:
+        give_each_class_its_share(units, hashes, split_of, [*held_out])
     divided = units["unit"].replace_strict(split_of, return_dtype=pl.String)
     splits = examples["split"].to_frame().with_row_index()
     return splits.update(splits.filter(pool).with_columns(split=divided), on="index")["split"]
@@ -87,32 +89,30 @@ def choose_split(hash_: float, held_out: dict[str, float]) -> str:
     return "train"
 
 
-def give_each_class_its_share(
-    units: pl.DataFrame,
-    hashes: dict[str, float],
-    split_of: dict[str, str],
-    held_out: list[str],
-    classes: list[str],
-    folder: Path,
-) -> None:
-    """Move the unit of the lowest hash into each split that lacks a class, in `split_of`."""
-    if not held_out:
-        return
-    of_label: dict[int, list[str]] = {}
-    labels_of: dict[str, list[int]] = {}
-    for unit, label in units.unique().sort("label", "unit").iter_rows():
-        of_label.setdefault(label, []).append(unit)
-        labels_of.setdefault(unit, []).append(label)
+def refuse_small_classes(units: pl.DataFrame, held_out: list[str], classes: list[str], folder: Path) -> None:
+    """Raise `UserError` if a class has fewer units than there are splits that need one."""
     needed = 1 + len(held_out)
-    small = [(label, len(found)) for label, found in of_label.items() if len(found) < needed]
-    if small:
-        named = [f"'{classes[label]}' has {count}" for label, count in small[:SHOWN]]
+    sizes = units.unique().group_by("label").len().sort("label")
+    small = sizes.filter(pl.col("len") < needed)
+    if held_out and len(small):
+        named = [f"'{classes[label]}' has {count}" for label, count in small.head(SHOWN).iter_rows()]
         more = f" and {len(small) - SHOWN:,} more classes" if len(small) > SHOWN else ""
         wanted = ", ".join(["train", *held_out])
         raise UserError(
             f"{folder}: each class needs {needed} different examples or groups, one in each of {wanted}, but class"
             f" {', '.join(named)}{more}; add examples to these classes or remove them"
         )
+
+
+def give_each_class_its_share(
+    units: pl.DataFrame, hashes: dict[str, float], split_of: dict[str, str], held_out: list[str]
+) -> None:
+    """Move the unit of the lowest hash into each split that lacks a class, in `split_of`."""
+    of_label: dict[int, list[str]] = {}
+    labels_of: dict[str, list[int]] = {}
+    for unit, label in units.unique().sort("label", "unit").iter_rows():
+        of_label.setdefault(label, []).append(unit)
+        labels_of.setdefault(unit, []).append(label)
     counts = Counter((label, split_of[unit]) for unit, labels in labels_of.items() for label in labels)
     for label, found in of_label.items():
         for split in ["train", *held_out]:

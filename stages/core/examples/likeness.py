@@ -99,7 +99,7 @@ def correlation(ours_NCHW: NDArray[np.generic], theirs_NCHW: NDArray[np.generic]
     Black borders of both pictures do not count, because they would make all pictures of one format alike.
     """
     ours_NHW, theirs_NHW = (smooth(pictures.mean(axis=1, dtype=np.float32)) for pictures in (ours_NCHW, theirs_NCHW))
-    either_NHW = np.maximum(ours_NHW, theirs_NHW) > 0
+    either_NHW = (ours_NHW > 0) | (theirs_NHW > 0)
     inside_NHW = either_NHW.any(axis=2, keepdims=True) & either_NHW.any(axis=1, keepdims=True)
     highest_N = np.zeros(len(ours_NHW), np.float32)
     parts = ((slice(None), slice(None)), (slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None)))
@@ -117,8 +117,9 @@ def smooth(levels_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the mean of each 3x3 levels, so that a shift by a fraction of a pixel changes little."""
     if min(levels_NHW.shape[1:]) < 3:
         return levels_NHW
-    levels_NHW = (levels_NHW[:, :-2] + levels_NHW[:, 1:-1] + levels_NHW[:, 2:]) / 3
-    return (levels_NHW[..., :-2] + levels_NHW[..., 1:-1] + levels_NHW[..., 2:]) / 3
+    sums_NHW = levels_NHW[:, :-2] + levels_NHW[:, 1:-1] + levels_NHW[:, 2:]
+    sums_NHW = sums_NHW[..., :-2] + sums_NHW[..., 1:-1] + sums_NHW[..., 2:]
+    return sums_NHW / np.float32(9)
 
 
 def centred(levels_NHW: NDArray[np.float32], counted_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
