@@ -102,10 +102,10 @@ def find_alike(examples: pl.DataFrame, inputs: Joined) -> pl.Series:
     """Return, for each example outside of training, the id of a training example that looks the same."""
     train = examples.filter(split="train")
     others = examples.filter(pl.col("split").is_in(["validation", "test"])).sort("id")
-    hashes, rows = ([table[name].to_numpy() for table in (others, train)] for name in ("likeness", "id"))
-    found = likeness.find_alike(hashes[0], hashes[1], inputs, rows[0], rows[1])
-    pairs = others.select("id", alike=pl.Series(found, dtype=pl.Int64)).filter(pl.col("alike") >= 0)
-    return examples.select("id").join(pairs, on="id", how="left", maintain_order="left")["alike"]
+    found = likeness.find_alike(inputs, others["id"].to_numpy(), train["id"].to_numpy())
+    pairs = pl.DataFrame({"id": others["id"], "alike": found}, {"id": pl.Int64, "alike": pl.Int64})
+    alike = pairs.filter(pl.col("alike") >= 0)
+    return examples.select("id").join(alike, on="id", how="left", maintain_order="left")["alike"]
 
 
 def measure_scale(inputs: Joined, rows_N: NDArray[np.intp]) -> tuple[tuple[float, ...], tuple[float, ...]]:

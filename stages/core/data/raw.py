@@ -20,8 +20,9 @@ from rich.progress import Progress
 
 from stages.core.data import idx, schemas
 from stages.core.data.config import Dataset
-from stages.core.data.readers import list_files, read_contents
-from stages.core.data.readers.listing import natural
+from stages.core.data.readers import list_files, open_contents
+from stages.core.data.readers.listing import natural, normalize_label
+from stages.core.data.readers.table import NAMES as TABLES
 from stages.core.examples import image
 from stages.core.examples.columns import HEADER
 from stages.core.examples.spec import Opening
@@ -32,16 +33,16 @@ from stages.core.files.tables import validate
 Result = TypeVar("Result")
 
 CHUNK = 32  # files that one thread reads at a time
+SHARD_CHUNK = 256  # rows of shards; reading a few takes as long as reading hundreds
 CPUS = os.cpu_count() or 1
-AHEAD = 4 * CPUS  # chunks that may be done before an earlier one is
+AHEAD = 2 * CPUS  # chunks that may be done before an earlier one is
 
 
 class Raw(NamedTuple):
     """Hold all examples of a data set in the order in which they were delivered."""
 
-    examples: (
-        pl.DataFrame
-    )  # file, label (an index of `classes`), split, group, sha256, problem and the header's columns
+    # The columns file, label (an index of `classes`), split, group, sha256, problem and those of a header.
+    examples: pl.DataFrame
     classes: list[str]
     inputs: "Joined"  # all 0 where there is a problem
     opening: Opening
@@ -77,25 +78,34 @@ def list_raw_files(folder: Path) -> pl.DataFrame:
     """Return a row for each file of the data set in a folder, with its checksum and what its header says.
 
     In folders of classes, files that neither are pictures nor are named like them are left out. Raises `UserError` if
-    the layout is not clear.
+    the layout is not clear or if nothing is left of a class.
     """
-    listing = list_files(folder)
+    listing = list_files(folder, image.is_example)
     records = [*in_chunks(lambda rows: inspect_rows(rows, folder), listing, "Reading headers")]
-    columns = {
-        "sha256": pl.String,
-        "problem": pl.String,
-        **{name: column.dtype.type for name, column in HEADER.items()},
-    }
-    found = pl.DataFrame(records, {**columns, "is_example": pl.Boolean}, orient="row")
-    table = listing.hstack(found)
-    is_tree = not any((folder / name).exists() for name in ("labels.csv", "labels.parquet"))
-    return (table.filter("is_example") if is_tree else table).drop("is_example")
+    header = {name: column.dtype.type for name, column in HEADER.items()}
+    columns = {"sha256": pl.String, "problem": pl.String, **header, "is_example": pl.Boolean}
+    table = listing.hstack(pl.DataFrame(records, columns, orient="row"))
+    is_tree = listing["shard"].null_count() == len(listing) and not any((folder / name).exists() for name in TABLES)
+    if is_tree:
+        check_classes(table, folder)
+        table = table.filter("is_example")
+    return table.drop("is_example")
+
+
+def check_classes(table: pl.DataFrame, folder: Path) -> None:
+    """Raise `UserError` if the folder of a class holds files, but no example."""
+    empty = table.group_by("split", "label", maintain_order=True).agg(
+        pl.col("is_example").any(), pl.col("file").first()
+    )
+    for split, label, _, file in empty.filter(~pl.col("is_example")).iter_rows():
+        where = f"'{label}'" + (f" of split {split}" if split else "")
+        raise UserError(f"{folder}: no file of class {where} is an example; the first is {file}")
 
 
 def inspect_rows(rows: pl.DataFrame, folder: Path) -> list[dict[str, Any]]:
     """Return the checksum, the problem and the header of each of these files."""
     records = []
-    for name, read in zip(rows["file"], readers_of(rows, folder), strict=True):
+    for name, read in zip(rows["file"], open_contents(rows, folder), strict=True):
         record: dict[str, Any] = {"is_example": True, "problem": None}
         try:
             content = read()
@@ -106,14 +116,6 @@ def inspect_rows(rows: pl.DataFrame, folder: Path) -> list[dict[str, Any]]:
             record["problem"] = explain(error, name)
         records.append(record)
     return records
-
-
-def readers_of(rows: pl.DataFrame, folder: Path) -> Iterator[Callable[[], bytes]]:
-    """Yield a function for each row that returns its content or raises its own error."""
-    if rows["shard"].null_count() == len(rows):
-        yield from ((folder / name).read_bytes for name in rows["file"])
-    else:
-        yield from ((lambda content=content: content) for content in read_contents(rows, folder))
 
 
 def explain(error: Exception, name: str) -> str:
@@ -127,12 +129,10 @@ def read_arrays(folder: Path, dataset: Dataset) -> Raw:
     parts = {split: idx.read_raw(folder, split) for split in idx.FILES}
     shapes = {split: part.inputs.shape[1:] for split, part in parts.items()}
     if shapes["train"] != shapes["test"]:
-        raise UserError(
-            f"{folder} has training images of shape {shapes['train']}, test images of shape {shapes['test']}"
-        )
-    classes = dataset.classes or [
-        str(label) for label in range(max(int(part.labels.max()) for part in parts.values()) + 1)
-    ]
+        found = f"training images of shape {shapes['train']}, test images of shape {shapes['test']}"
+        raise UserError(f"{folder} has {found}")
+    highest = max(int(part.labels.max()) for part in parts.values())
+    classes = dataset.classes or [str(label) for label in range(highest + 1)]
     for part in parts.values():
         validate(pl.DataFrame({"label": part.labels}), schemas.raw_labels(len(classes)), folder)
     inputs = Joined([part.inputs for part in parts.values()])
@@ -162,16 +162,15 @@ def read_files(table: pl.DataFrame, root: Path, dataset: Dataset, scratch: Path,
     """
     classes = index_classes(table, dataset, root)
     if table["problem"].null_count() == 0:
-        raise UserError(
-            f"{root} has no picture that can be read; the first problem: {table['file'][0]} {table['problem'][0]}"
-        )
+        first = f"{table['file'][0]} {table['problem'][0]}"
+        raise UserError(f"{root} has no picture that can be read; the first problem: {first}")
     shape, opening = image.choose_shape(table, dataset)
     problems: list[str | None] = []
 
     def decode(rows: pl.DataFrame) -> list[tuple[NDArray[np.uint8], str | None]]:
         return [
             open_row(row, read, shape, opening, known)
-            for row, read in zip(rows.iter_rows(named=True), readers_of(rows, root), strict=True)
+            for row, read in zip(rows.iter_rows(named=True), open_contents(rows, root), strict=True)
         ]
 
     def inputs() -> Iterator[NDArray[np.uint8]]:
@@ -181,9 +180,8 @@ def read_files(table: pl.DataFrame, root: Path, dataset: Dataset, scratch: Path,
 
     write_array(scratch, (len(table), *shape), np.uint8, inputs())
     labels = table["label"].replace_strict({name: label for label, name in enumerate(classes)}, return_dtype=pl.Int64)
-    examples = table.select(
-        "file", labels, "split", "group", "sha256", pl.Series("problem", problems, pl.String), *HEADER
-    )
+    problem = pl.Series("problem", problems, pl.String)
+    examples = table.select("file", labels, "split", "group", "sha256", problem, *HEADER)
     return Raw(examples, classes, Joined([map_array(scratch, (len(table), *shape), np.uint8)]), opening)
 
 
@@ -213,7 +211,7 @@ def open_row(
                 return input_CHW, None
             content = read()
             if hashlib.sha256(content).hexdigest() != row["sha256"]:
-                raise UserError(f"{name} has changed since stage download has read it; `dvc repro` reads it again")
+                raise UserError(f"{name} has changed since stage download read it; `dvc repro` reads it again")
             return image.open_picture(content, name, shape, opening), None
         except (UserError, OSError) as error:
             problem = explain(error, name)
@@ -221,17 +219,17 @@ def open_row(
 
 
 def index_classes(table: pl.DataFrame, dataset: Dataset, root: Path) -> list[str]:
-    """Return the names of labels 0, 1, ...: as dataset.yaml states them, else all that occur, sorted as people count."""
-    found = table["label"].unique().to_list()
+    """Return the names of labels 0, 1, ...: as dataset.yaml lists them, or else all in the order of `natural`."""
+    found = sorted(table["label"].unique(), key=natural)
     if len(found) < 2:
-        raise UserError(f"{root} must have at least two classes, found {', '.join(found)}")
+        raise UserError(f"{root} must have at least two classes, found {', '.join(found) or 'none'}")
     if dataset.classes is None:
-        return sorted(found, key=natural)
-    if unknown := sorted({*found} - {*dataset.classes}, key=natural):
-        raise UserError(
-            f"{root}: dataset.yaml does not list class {', '.join(unknown[:5])}; it lists {', '.join(dataset.classes[:20])}"
-        )
-    return dataset.classes
+        return found
+    classes = [*map(normalize_label, dataset.classes)]
+    if unknown := [name for name in found if name not in classes]:
+        listed = f"{', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}"
+        raise UserError(f"{root}: dataset.yaml does not list class {', '.join(unknown[:5])}; it lists {listed}")
+    return classes
 
 
 def in_chunks(
@@ -241,7 +239,8 @@ def in_chunks(
 
     Pillow and hashlib release Python's lock while they work. Only as many results as `AHEAD` allows wait in memory.
     """
-    chunks = (table.slice(start, CHUNK) for start in range(0, len(table), CHUNK))
+    size = CHUNK if table["shard"].null_count() == len(table) else SHARD_CHUNK
+    chunks = (table.slice(start, size) for start in range(0, len(table), size))
     waiting: deque[Future[Iterable[Result]]] = deque()
     with (
         Progress(transient=True, disable=not sys.stdout.isatty()) as progress,
@@ -253,9 +252,9 @@ def in_chunks(
                 waiting.append(threads.submit(function, chunk))
                 if len(waiting) > AHEAD:
                     yield from waiting.popleft().result()
-                    progress.advance(task, CHUNK)
+                    progress.advance(task, size)
             while waiting:
                 yield from waiting.popleft().result()
-                progress.advance(task, CHUNK)
+                progress.advance(task, size)
         finally:
             threads.shutdown(cancel_futures=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, features
+from PIL import Image, features
 
 from stages.core.examples import ink, likeness, picture
 from stages.core.examples.spec import Opening, Spec
@@ -28,7 +28,8 @@ BLANK = "is blank; there is nothing to classify"
 
 def is_example(content: bytes, name: str) -> bool:
     """Return whether a file is meant as a picture: its content says so, or at least its name."""
-    return bool(picture.SIGNATURES.match(content)) or name.lower().endswith(tuple(picture.SUFFIXES))
+    suffixes = (*picture.SUFFIXES, *picture.FOREIGN_SUFFIXES)
+    return bool(picture.SIGNATURES.match(content)) or name.lower().endswith(suffixes)
 
 
 def inspect(content: bytes, name: str) -> dict[str, int | str | bool]:
@@ -38,7 +39,8 @@ def inspect(content: bytes, name: str) -> dict[str, int | str | bool]:
 
 def decoder_version() -> str:
     """Return the versions of what decodes pictures: another one may give other pixels."""
-    return f"pillow {PIL.__version__}, libjpeg {features.version('libjpeg_turbo') or features.version('jpg')}"
+    codecs = ("libjpeg_turbo", "jpg", "webp", "libtiff", "zlib")
+    return ", ".join([f"pillow {PIL.__version__}", *(f"{name} {features.version(name)}" for name in codecs)])
 
 
 def choose_shape(files: "pl.DataFrame", settings: "Normalize") -> tuple[tuple[int, int, int], Opening]:
@@ -123,7 +125,8 @@ def fit(
     """Return inputs [N, C, H, W], made from images [N, H, W] or [N, H, W, 3], and which of them are blank.
 
     With `centre_ink`, images become white on black and are centred; see `ink.centre`. Otherwise, an image is blank if
-    each plane has a single level, and colours are never inverted, because the model was trained on them as they are.
+    each of its planes has a single level, borders aside, and colours are never inverted, because the model was trained
+    on them as they are.
     """
     planes, height, width = shape
     if images.ndim == 4 and planes == 1:
@@ -133,25 +136,40 @@ def fit(
         fitted_NHW, blank_N = ink.centre(images, height, width)
         return fitted_NHW[:, None], blank_N
     if images.shape[1:3] != (height, width):
-        images = np.stack([resize(Image.fromarray(image), height, width, how) for image in images])
+        resized = [resize(Image.fromarray(image), height, width, how) for image in images]
+        blank_N = np.array([np.ptp(np.asarray(image), axis=(0, 1)).max() == 0 for image in resized])
+        # The borders come last, because a blank picture within them would not look blank.
+        images = np.stack([np.asarray(add_borders(image, height, width)) for image in resized])
+    else:
+        blank_N = find_blank(images.reshape(len(images), 1, height, -1) if images.ndim == 3 else images.swapaxes(1, 3))
     if images.ndim == 3:
         images = np.repeat(images[..., None], planes, axis=3)
-    inputs_NCHW = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    return inputs_NCHW, find_blank(inputs_NCHW)
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), blank_N
 
 
-def resize(image: Image.Image, height: int, width: int, how: Opening) -> NDArray[np.uint8]:
-    """Return an image in another size."""
-    shrinks = image.height >= height and image.width >= width
-    # The mean of an area, which no other filter surpassed on Fashion-MNIST; enlarged, it would leave squares.
-    method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR
+def resize(image: Image.Image, height: int, width: int, how: Opening) -> Image.Image:
+    """Return an image in another size, which is smaller than `height` x `width` in one direction if it must `fit`."""
+    box, size = (0.0, 0.0, float(image.width), float(image.height)), (width, height)
+    scales = width / image.width, height / image.height
     match how.resize:
         case "fit":
-            return np.asarray(ImageOps.pad(image, (width, height), method))
+            size = max(1, round(image.width * min(scales))), max(1, round(image.height * min(scales)))
         case "crop":
-            return np.asarray(ImageOps.fit(image, (width, height), method))
-        case "stretch":
-            return np.asarray(image.resize((width, height), method))
+            across, down = width / max(scales), height / max(scales)
+            left, top = (image.width - across) / 2, (image.height - down) / 2
+            box = left, top, left + across, top + down
+    shrinks = size[0] <= box[2] - box[0] and size[1] <= box[3] - box[1]
+    # The mean of an area, which no other filter surpassed on Fashion-MNIST; enlarged, it would leave squares.
+    return image.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR, box)
+
+
+def add_borders(image: Image.Image, height: int, width: int) -> Image.Image:
+    """Return the image in the middle of a black one of this size."""
+    if image.size == (width, height):
+        return image
+    framed = Image.new(image.mode, (width, height))
+    framed.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+    return framed
 
 
 def find_blank(inputs_NCHW: NDArray[np.generic]) -> NDArray[np.bool_]:

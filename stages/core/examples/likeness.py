@@ -1,8 +1,9 @@
 """Find pictures that look the same although their bytes differ, such as neighbouring frames of a video.
 
-A picture's difference hash (Krawetz, "Kind of Like That", 2013) has 64 bits: of 8 rows of 9 grey levels, whether each
-level is lower than the next one. Pictures whose hashes nearly agree are compared by the correlation of their pixels.
-Shape suffixes: N pictures, C planes, H x W pixels.
+Each picture is reduced to the mean grey levels of 8x8 areas. The picture whose levels correlate best with it is the one
+that may look the same; whether it does is decided by the correlation of all pixels. All sums that choose between
+pictures are sums of whole numbers, which are exact, so results do not depend on the machine or its number of threads.
+Shape suffixes: N and M pictures, C planes, H x W pixels, D levels.
 """
 
 from itertools import product
@@ -11,10 +12,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS, COLUMNS = 8, 9
-MAX_DISTANCE = 10  # bits in which the hashes may differ
-MIN_CORRELATION = 0.95
-BLOCK = 256  # pictures compared with the others at once, which takes 9 bytes for each pair
+AREAS = 8  # in each direction
+MIN_COARSE = 0.5  # correlation of the levels below which pixels are not compared
+MIN_CORRELATION = 0.95  # of the pixels of pictures that look the same
+NORM = 4000  # of a picture's levels; products of two stay below 2^24, up to which float32 holds each whole number
+BLOCK = 512  # pictures handled at once
+OTHERS = 16384  # pictures that a block is compared with at once, which takes 4 bytes for each pair
 
 
 class Inputs(Protocol):
@@ -24,73 +27,103 @@ class Inputs(Protocol):
 
 
 def hash_pictures(inputs_NCHW: NDArray[np.generic]) -> NDArray[np.uint64]:
-    """Return the difference hash of each picture."""
-    levels_NHW = shrink(inputs_NCHW, ROWS, COLUMNS)
-    # Rounding keeps float32 sums in another order from flipping bits of even areas.
-    bits_NP = (np.diff(levels_NHW.round(1), axis=2) > 0).reshape(len(levels_NHW), -1)
+    """Return the difference hash of each picture (Krawetz, "Kind of Like That", 2013).
+
+    It has a bit for each of 8 rows of 9 levels except the last in a row: whether the next level is higher.
+    """
+    bits_NP = (np.diff(shrink(inputs_NCHW, AREAS, AREAS + 1), axis=2) > 0).reshape(len(inputs_NCHW), -1)
     return np.packbits(bits_NP, axis=1).view(">u8")[:, 0].astype(np.uint64)
 
 
-def shrink(inputs_NCHW: NDArray[np.generic], height: int, width: int) -> NDArray[np.float32]:
-    """Return the mean grey level of each of height x width areas, float32 [N, height, width]."""
-    grey_NHW = inputs_NCHW.mean(axis=1, dtype=np.float32)
-    down, across = (mean_of_areas(*sides) for sides in ((grey_NHW.shape[1], height), (grey_NHW.shape[2], width)))
-    shrunk: NDArray[np.float32] = down @ grey_NHW @ across.T
+def shrink(inputs_NCHW: NDArray[np.generic], height: int, width: int) -> NDArray[np.float64]:
+    """Return the sum of the pixels in each of height x width areas, times height x width: whole numbers."""
+    grey_NHW = inputs_NCHW.sum(axis=1, dtype=np.float64)
+    down, across = weights(grey_NHW.shape[1], height), weights(grey_NHW.shape[2], width)
+    shrunk: NDArray[np.float64] = down @ grey_NHW @ across.T
     return shrunk
 
 
-def mean_of_areas(pixels: int, areas: int) -> NDArray[np.float32]:
-    """Return the matrix [areas, pixels] that averages equal parts of a row of pixels."""
-    edges = np.linspace(0, pixels, areas + 1)
-    starts = np.arange(pixels)
-    overlap = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)
-    return (np.clip(overlap, 0, None) * areas / pixels).astype(np.float32)
+def weights(pixels: int, areas: int) -> NDArray[np.float64]:
+    """Return the overlap of equal areas with a row of pixels, [areas, pixels], in units of 1 / areas of a pixel."""
+    starts_A, starts_P = np.arange(areas)[:, None] * pixels, np.arange(pixels) * areas
+    overlap = np.minimum(starts_A + pixels, starts_P + areas) - np.maximum(starts_A, starts_P)
+    return np.clip(overlap, 0, None).astype(np.float64)
 
 
-def find_alike(
-    hashes_N: NDArray[np.uint64],
-    others_M: NDArray[np.uint64],
-    inputs: Inputs,
-    rows_N: NDArray[np.int64],
-    rows_M: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    """Return, for each picture, the row in `inputs` of the most similar of the others; -1 if none looks the same.
+def coarse_levels(inputs: Inputs, rows_N: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the levels [N, D] of these pictures as whole numbers without their mean; each row has the norm `NORM`."""
+    levels_ND = np.zeros((len(rows_N), AREAS**2), np.float32)
+    for start in range(0, len(rows_N), BLOCK):
+        sums_ND = shrink(inputs[rows_N[start : start + BLOCK]], AREAS, AREAS).reshape(-1, AREAS**2)
+        sums_ND = sums_ND * AREAS**2 - sums_ND.sum(axis=1, keepdims=True)
+        norms_N1 = np.sqrt((sums_ND**2).sum(axis=1, keepdims=True))
+        # A picture without contrast stays 0, which correlates with nothing.
+        levels_ND[start : start + BLOCK] = np.rint(sums_ND * (NORM / np.maximum(norms_N1, 1)))
+    return levels_ND
 
-    `rows_N` and `rows_M` are the rows in `inputs` of the pictures with these hashes.
+
+def find_alike(inputs: Inputs, rows_N: NDArray[np.int64], rows_M: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return, for each picture of `rows_N`, the row of the most similar one of `rows_M`; -1 if none looks the same.
+
+    Both are rows of `inputs`.
     """
-    # Hashes that differ in d bits have numbers of ones that differ by at most d, so only a range is compared.
-    ones_M = np.bitwise_count(others_M)
-    order_M = np.argsort(ones_M, kind="stable")
-    others_M, rows_M, ones_M = others_M[order_M], rows_M[order_M], ones_M[order_M].astype(int)
-    order_N = np.argsort(np.bitwise_count(hashes_N), kind="stable")
-    nearest_N = np.full(len(hashes_N), -1)
-    for start in range(0, len(order_N), BLOCK):
-        block = order_N[start : start + BLOCK]
-        ones = np.bitwise_count(hashes_N[block]).astype(int)
-        low = int(np.searchsorted(ones_M, ones[0] - MAX_DISTANCE))
-        high = int(np.searchsorted(ones_M, ones[-1] + MAX_DISTANCE, side="right"))
-        if low == high:
-            continue
-        distances = np.bitwise_count(hashes_N[block, None] ^ others_M[low:high])
-        best = distances.argmin(axis=1)
-        near = np.flatnonzero(distances[np.arange(len(block)), best] <= MAX_DISTANCE)
-        ours, theirs = rows_N[block[near]], rows_M[low + best[near]]
-        alike = correlation(inputs[ours], inputs[theirs]) >= MIN_CORRELATION
-        nearest_N[block[near[alike]]] = theirs[alike]
-    return nearest_N
+    levels_MD = coarse_levels(inputs, rows_M)
+    found_N = np.full(len(rows_N), -1)
+    for start in range(0, len(rows_N), BLOCK):
+        block = rows_N[start : start + BLOCK]
+        best_N, products_N = find_best(coarse_levels(inputs, block), levels_MD)
+        near = np.flatnonzero(products_N >= MIN_COARSE * NORM**2)
+        theirs = rows_M[best_N[near]]
+        alike = correlation(inputs[block[near]], inputs[theirs]) >= MIN_CORRELATION
+        found_N[start + near[alike]] = theirs[alike]
+    return found_N
+
+
+def find_best(
+    levels_ND: NDArray[np.float32], levels_MD: NDArray[np.float32]
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """Return the index among M of the levels with the largest product, the first of several, and that product."""
+    best_N, products_N = np.zeros(len(levels_ND), np.intp), np.zeros(len(levels_ND), np.float32)
+    for start in range(0, len(levels_MD), OTHERS):
+        products_NM = levels_ND @ levels_MD[start : start + OTHERS].T
+        index_N = products_NM.argmax(axis=1)
+        highest_N = products_NM[np.arange(len(index_N)), index_N]
+        better_N = highest_N > products_N
+        best_N[better_N], products_N[better_N] = start + index_N[better_N], highest_N[better_N]
+    return best_N, products_N
 
 
 def correlation(ours_NCHW: NDArray[np.generic], theirs_NCHW: NDArray[np.generic]) -> NDArray[np.float32]:
-    """Return the correlation coefficient of the grey levels of each pair, the highest of shifts by up to a pixel."""
-    ours_NHW, theirs_NHW = (pictures.mean(axis=1, dtype=np.float32) for pictures in (ours_NCHW, theirs_NCHW))
+    """Return the correlation coefficient of the grey levels of each pair, the highest of shifts by up to a pixel.
+
+    Black borders of both pictures do not count, because they would make all pictures of one format alike.
+    """
+    ours_NHW, theirs_NHW = (smooth(pictures.mean(axis=1, dtype=np.float32)) for pictures in (ours_NCHW, theirs_NCHW))
+    either_NHW = (ours_NHW > 0) | (theirs_NHW > 0)
+    inside_NHW = either_NHW.any(axis=2, keepdims=True) & either_NHW.any(axis=1, keepdims=True)
     highest_N = np.zeros(len(ours_NHW), np.float32)
-    parts = {0: (slice(None), slice(None)), 1: (slice(1, None), slice(None, -1)), -1: (slice(None, -1), slice(1, None))}
-    for (down, down_too), (across, across_too) in product(parts.values(), parts.values()):
-        ours, theirs = (
-            picture - picture.mean(axis=(1, 2), keepdims=True)
-            for picture in (ours_NHW[:, down, across], theirs_NHW[:, down_too, across_too])
-        )
+    parts = ((slice(None), slice(None)), (slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None)))
+    for (down, down_too), (across, across_too) in product(parts, parts):
+        counted = (inside_NHW[:, down, across] & inside_NHW[:, down_too, across_too]).astype(np.float32)
+        ours = centred(ours_NHW[:, down, across], counted)
+        theirs = centred(theirs_NHW[:, down_too, across_too], counted)
         scale = np.sqrt((ours**2).sum(axis=(1, 2)) * (theirs**2).sum(axis=(1, 2)))
         products = (ours * theirs).sum(axis=(1, 2))
         np.maximum(highest_N, np.divide(products, scale, np.zeros_like(scale), where=scale > 0), out=highest_N)
     return highest_N
+
+
+def smooth(levels_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean of each 3x3 levels, so that a shift by a fraction of a pixel changes little."""
+    if min(levels_NHW.shape[1:]) < 3:
+        return levels_NHW
+    sums_NHW = levels_NHW[:, :-2] + levels_NHW[:, 1:-1] + levels_NHW[:, 2:]
+    sums_NHW = sums_NHW[..., :-2] + sums_NHW[..., 1:-1] + sums_NHW[..., 2:]
+    return sums_NHW / np.float32(9)
+
+
+def centred(levels_NHW: NDArray[np.float32], counted_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the levels minus the mean of those that count, which are 1 in `counted_NHW`; the others become 0."""
+    count_N11 = np.maximum(counted_NHW.sum(axis=(1, 2), keepdims=True), 1)
+    mean_N11 = (levels_NHW * counted_NHW).sum(axis=(1, 2), keepdims=True) / count_N11
+    return (levels_NHW - mean_N11) * counted_NHW

@@ -7,14 +7,15 @@ everywhere. Shape suffixes: H x W pixels.
 import io
 import math
 import re
+import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from contextlib import contextmanager, nullcontext, suppress
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageChops, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, PngImagePlugin, UnidentifiedImageError
 
 from stages.core.examples.ink import MIN_CONTRAST
 from stages.core.examples.spec import Color
@@ -23,9 +24,11 @@ from stages.core.files.errors import UserError
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 SIGNATURES = re.compile(
-    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|.{4}ftyp(hei[cs]|mif1)",
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|.{4}ftyp(hei[cmsx]|mif1|avif)",
     re.DOTALL,
 )
+# These formats are not read, so that files of these names become problems instead of being overlooked.
+FOREIGN_SUFFIXES = (".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".svg", ".ppm", ".pgm", ".tga", ".ico", ".dng")
 with suppress(ImportError):  # It is an optional package.
     from pillow_heif import register_heif_opener  # type: ignore[import-not-found]
 
@@ -33,8 +36,18 @@ with suppress(ImportError):  # It is an optional package.
     FORMATS.append("HEIF")
     SUFFIXES += [".heic", ".heif"]
 
-ORIENTATION = 0x0112  # EXIF's tag; its values from 5 on exchange width and height.
-BYTES_PER_PIXEL = 8  # PNG, the largest format, has at most this many.
+ORIENTATION = 0x0112  # EXIF's tag
+# What turns a picture upright, by the value of the tag.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0  # a tag of TIFF, and its value for inverted grey levels
 DEPTHS = (8, 10, 12, 14, 16, 32)  # bits per pixel that cameras and scanners use
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 LARGE = 10_000_000  # pixels; larger pictures are decoded one at a time, because each takes a lot of memory
@@ -58,7 +71,7 @@ class Header(NamedTuple):
 def read_header(content: bytes, name: str) -> Header:
     """Return the header of a picture file; raise `UserError` with its name if it is not a picture."""
     with opened(content, name) as picture:
-        width, height = upright_size(picture)
+        width, height = upright_size(picture, orientation(picture, content))
         return Header(width, height, picture.mode, is_grey(picture))
 
 
@@ -67,26 +80,26 @@ def decode(
 ) -> Image.Image:
     """Return the pixels of a picture file, upright, as mode "L" (luma of ITU-R BT.601) or "RGB".
 
-    Of an animation, only the first frame is decoded. Transparent parts are shown on white, but on black if less than
-    half of the picture is opaque and that part is light, or if nothing would be visible on white.
+    Of an animation or of several pages, only the first is decoded. Transparent parts are shown on white, but on black
+    if less than half of the picture is opaque and that part is light, or if nothing would be visible on white.
 
-    `needed` returns the width and height that are needed of a picture of a width and height: a JPEG file is decoded at
-    1/2, 1/4 or 1/8 of its size if that is still twice as large; without it, at its full size. Raises `UserError` with the file's name if the content is in none of the `FORMATS`, is
-    damaged, or has more than `max_pixels`, which its header says before anything is decoded.
+    `needed` takes the width and the height of the picture and returns those that its user needs. A JPEG file is then
+    decoded at 1/2, 1/4 or 1/8 of its size, as long as that is twice as large as needed. Without `needed`, it is decoded
+    at its full size. Raises `UserError` with the file's name if the content is in none of the `FORMATS`, is damaged, or
+    has more than `max_pixels`, which its header says before anything is decoded.
     """
     with opened(content, name) as picture:
-        pixels = picture.width * picture.height
-        if pixels > max_pixels:
+        if picture.width * picture.height > max_pixels:
             size = f"{picture.width:,} x {picture.height:,} pixels"
             raise UserError(f"{name} has {size}, more than the limit of {max_pixels:,}")
+        turn = orientation(picture, content)
         if needed:
-            width, height = needed(*upright_size(picture))
-            sides = (height, width) if swaps_sides(picture) else (width, height)
-            picture.draft("L" if color == "grey" else "RGB", (2 * sides[0], 2 * sides[1]))
-        if picture.width * picture.height > LARGE:
-            with ONE_AT_A_TIME:
-                return to_pixels(picture, color)
-        return to_pixels(picture, color)
+            width, height = needed(*upright_size(picture, turn))
+            width, height = (height, width) if swaps_sides(turn) else (width, height)
+            picture.draft("L" if color == "grey" else "RGB", (2 * width, 2 * height))
+        with ONE_AT_A_TIME if picture.width * picture.height > LARGE else nullcontext():
+            pixels = to_pixels(picture, color)
+            return pixels.transpose(TURNS[turn]) if turn in TURNS else pixels
 
 
 @contextmanager
@@ -100,7 +113,7 @@ def opened(content: bytes, name: str) -> Iterator[ImageFile.ImageFile]:
     except UnidentifiedImageError:
         raise UserError(f"{name} is not a picture: {what_it_is(content)}") from None
     except Exception as error:  # Pillow's decoders raise many kinds of exceptions.
-        raise UserError(f"{name} cannot be read: {error}") from error
+        raise UserError(f"{name} cannot be read: {error or type(error).__name__}") from error
 
 
 def what_it_is(content: bytes) -> str:
@@ -114,37 +127,75 @@ def what_it_is(content: bytes) -> str:
         return "it is an HTML page"
     if b"ftyphei" in start or b"ftypmif1" in start:
         return "it is a HEIC file, which only the package pillow-heif reads; `pip install pillow-heif` installs it"
+    if b"ftypavif" in start:
+        return "it is an AVIF file; save it as PNG, JPEG or WebP"
     return f"its {len(content):,} bytes are none of {', '.join(FORMATS)}"
 
 
-def swaps_sides(picture: Image.Image) -> bool:
-    """Return whether width and height change places when the picture is turned upright."""
-    return picture.getexif().get(ORIENTATION) in {5, 6, 7, 8}
+def orientation(picture: ImageFile.ImageFile, content: bytes) -> int:
+    """Return the value of EXIF's orientation tag, 1 if there is none or if it is damaged; nothing is decoded.
+
+    Pillow's decoders of TIFF and HEIC turn the picture themselves.
+    """
+    if picture.format in {"TIFF", "HEIF"}:
+        return 1
+    if picture.format == "PNG" and "exif" not in picture.info and (exif := find_png_exif(content)):
+        picture.info["exif"] = exif
+    try:
+        # For a PNG file, Pillow's own method would decode the whole picture to search for the tag behind it.
+        return int(Image.Image.getexif(picture).get(ORIENTATION, 1))
+    except Exception:  # noqa: BLE001  # Viewers ignore damaged EXIF data, too.
+        return 1
 
 
-def upright_size(picture: Image.Image) -> tuple[int, int]:
-    """Return width and height of the upright picture."""
-    return picture.size[::-1] if swaps_sides(picture) else picture.size
+def find_png_exif(content: bytes) -> bytes | None:
+    """Return the EXIF data of a PNG file, which may stand behind the pixels."""
+    position = 8
+    while position + 8 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, position)
+        if kind == b"eXIf":
+            return content[position + 8 : position + 8 + length]
+        position += length + 12
+    return None
+
+
+def swaps_sides(turn: int) -> bool:
+    """Return whether width and height change places when a picture of this orientation is turned upright."""
+    return 5 <= turn <= 8
+
+
+def upright_size(picture: Image.Image, turn: int) -> tuple[int, int]:
+    """Return the width and height of the picture after it has been turned upright."""
+    return picture.size[::-1] if swaps_sides(turn) else picture.size
 
 
 def is_grey(picture: Image.Image) -> bool:
     """Return whether a picture's mode, or its palette, has no colours."""
     if picture.mode == "P" and picture.palette:
-        colors = np.frombuffer(picture.palette.tobytes(), np.uint8)
-        planes = len(picture.palette.mode)
-        return picture.palette.mode == "RGB" and bool((np.ptp(colors.reshape(-1, planes), axis=1) == 0).all())
+        palette = picture.palette
+        planes = len(palette.rawmode or palette.mode)  # such as BGRX, and RGB;L, of which the planes lie apart
+        if palette.mode != "RGB":
+            return False
+        colors = np.frombuffer(bytes(palette.palette), np.uint8)
+        if (palette.rawmode or "").endswith(";L"):
+            colors_NC = colors.reshape(3, -1).T
+        else:
+            colors_NC = colors[: len(colors) // planes * planes].reshape(-1, planes)[:, :3]
+        return bool((np.ptp(colors_NC, axis=1) == 0).all())
     return picture.mode in GREY_MODES or picture.mode.startswith("I;")
 
 
 def to_pixels(picture: ImageFile.ImageFile, color: Color) -> Image.Image:
-    """Return an opened picture, upright, in the wanted colour model; see `decode` for transparent parts."""
+    """Return an opened picture, not yet turned upright, in the wanted colour model; see `decode`."""
     wanted = "L" if color == "grey" else "RGB"
-    inverted = picture.format == "JPEG" and picture.mode == "CMYK" and "adobe" not in picture.info
+    inverted = picture.format in {"JPEG", "MPO"} and picture.mode == "CMYK" and "adobe" not in picture.info
+    scale_transparent_level(picture)  # before the pixels are decoded, which discards their format
     check_depth(picture)
-    ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith(("I", "F")):  # Pillow would clip more than 8 bits per pixel.
+        white_is_zero = picture.format == "TIFF" and cast(Any, picture).tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
         levels_HW = np.asarray(picture)
-        pixels = Image.fromarray(to_8_bits(levels_HW))
+        grey_HW = to_8_bits(levels_HW)
+        pixels = Image.fromarray(255 - grey_HW if white_is_zero else grey_HW)
         if "transparency" not in picture.info:
             return pixels.convert(wanted)
         alpha = Image.fromarray((levels_HW != picture.info["transparency"]) * np.uint8(255))
@@ -152,7 +203,7 @@ def to_pixels(picture: ImageFile.ImageFile, color: Color) -> Image.Image:
     if picture.has_transparency_data:
         with_alpha = picture.convert("RGBA")
         return on_paper(with_alpha.convert(wanted), with_alpha.getchannel("A"))
-    if inverted:  # Pillow takes all of these for Adobe's kind, in which 255 is no ink.
+    if inverted:  # Pillow takes every CMYK file for one of Adobe's kind, in which 255 is no ink.
         return ImageChops.invert(picture).convert("RGB").convert(wanted)
     return picture.convert(wanted)
 
@@ -174,9 +225,21 @@ def check_depth(picture: ImageFile.ImageFile) -> None:
     """
     deep = any(";16" in str(tile.args) for tile in picture.tile)
     if deep and picture.mode in {"RGB", "RGBA", "LA"}:
-        extrema = picture.convert("RGB").getextrema()
-        if 0 < max(high for _, high in extrema) < 16:  # type: ignore[misc]
+        levels_P = np.asarray(picture.convert("RGB")).ravel()
+        if np.partition(levels_P, position := hot_position(levels_P.size))[position] < 16 and levels_P.any():
             raise ValueError("it uses at most 12 of its 16 bits per channel; save it with 8 bits per channel")
+
+
+def scale_transparent_level(picture: ImageFile.ImageFile) -> None:
+    """Scale the level or colour that a PNG file declares transparent as Pillow scales the pixels, which it forgets."""
+    level = picture.info.get("transparency")
+    if picture.format != "PNG" or not picture.tile:
+        return
+    raw = str(picture.tile[0].args)
+    if picture.mode == "RGB" and raw.startswith("RGB;16") and isinstance(level, tuple):
+        picture.info["transparency"] = tuple(part >> 8 for part in level)
+    elif picture.mode == "L" and isinstance(level, int) and (bits := {"L;2": 2, "L;4": 4}.get(raw)):
+        picture.info["transparency"] = level * 255 // ((1 << bits) - 1)
 
 
 def to_8_bits(levels_HW: NDArray[Any]) -> NDArray[np.uint8]:

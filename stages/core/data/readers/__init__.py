@@ -3,29 +3,31 @@
 A data set is a folder. Its layout decides which reader lists it:
 
 - labels.csv or labels.parquet: a table that names the files (`table.py`)
-- other .parquet files: shards that hold the files themselves (`shards.py`)
+- .parquet files of another name: shards that hold the files themselves (`shards.py`)
 - anything else: folders named after classes (`tree.py`)
 
 To add a layout, write a module with a function that returns a table with the columns of `LISTING`, and add its case to
 `list_files`.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import polars as pl
 
 from stages.core.data.readers import shards, table, tree
-from stages.core.data.readers.listing import LISTING
+from stages.core.data.readers.listing import LISTING, locate
 from stages.core.files.errors import UserError
 
-__all__ = ["LISTING", "list_files", "read_contents"]
+__all__ = ["LISTING", "list_files", "open_contents"]
 
 
-def list_files(folder: Path) -> pl.DataFrame:
+def list_files(folder: Path, is_example: Callable[[bytes, str], bool]) -> pl.DataFrame:
     """Return a row for each example in a data set's folder, with the columns of `LISTING`.
 
-    Raises `UserError` if the layout is not clear or if there are no examples.
+    `is_example` recognizes an example by the beginning of its content and its name. Folders of classes may hold other
+    files, which this function does not leave out, because only their contents tell. Raises `UserError` if the layout is
+    not clear or if there are no examples.
     """
     tables = [folder / name for name in table.NAMES if (folder / name).exists()]
     if len(tables) > 1:
@@ -35,12 +37,13 @@ def list_files(folder: Path) -> pl.DataFrame:
     elif paths := shards.find(folder):
         listing = shards.read(paths, folder)
     else:
-        listing = tree.read(folder)
+        listing = tree.read(folder, is_example)
     return listing.sort(pl.col("split").is_null(), "split", "file", maintain_order=True) if tables else listing
 
 
-def read_contents(rows: pl.DataFrame, folder: Path) -> Iterable[bytes]:
-    """Return the contents of these rows' files; raise `OSError` or `UserError` if one cannot be read."""
+def open_contents(rows: pl.DataFrame, folder: Path) -> Iterator[Callable[[], bytes]]:
+    """Yield a function for each row that returns its content; it raises `OSError` or `UserError` if that fails."""
     if rows["shard"].null_count() == len(rows):
-        return ((folder / file).read_bytes() for file in rows["file"])
-    return shards.read_contents(rows, folder)
+        yield from (locate(folder, name).read_bytes for name in rows["file"])
+    else:
+        yield from shards.open_contents(rows, folder)

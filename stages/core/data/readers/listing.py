@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from pathlib import PurePath
+from pathlib import Path, PurePath
 
 import polars as pl
 
@@ -18,12 +18,13 @@ LISTING = pl.Schema({
 })  # fmt: skip
 
 SPLIT_NAMES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
-HIDDEN = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # macOS and Windows create these.
+# macOS, Windows and network drives create these.
+HIDDEN = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "$recycle.bin", "lost+found", "icon\r"}
 
 
 def is_hidden(name: str) -> bool:
     """Return whether a file or folder of this name was created by a program for itself, not put there by a person."""
-    return name.startswith(".") or name in HIDDEN
+    return name.startswith(".") or name.lower() in HIDDEN
 
 
 def normalize_label(label: str) -> str:
@@ -33,8 +34,10 @@ def normalize_label(label: str) -> str:
 
 def natural(name: str) -> tuple[list[tuple[int, int, str]], str]:
     """Return a key that sorts names as people count: class 9 comes before class 10."""
-    parts = re.findall(r"\d+|\D+", name)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part.casefold()) for part in parts], name
+    # Of two whole numbers, the one with more digits is larger. `int` would refuse thousands of them.
+    parts = (part.lstrip("0") if part.isdecimal() else part for part in re.findall(r"\d+|\D+", name))
+    keys = ((0, len(part), part) if part.isdecimal() or not part else (1, 0, part.casefold()) for part in parts)
+    return [*keys], name
 
 
 def split_of(name: str, source: str) -> str:
@@ -48,3 +51,11 @@ def printable(path: PurePath | str) -> str:
     """Return a path with the bytes that are not UTF-8 escaped, because a table cannot hold them."""
     name = path.as_posix() if isinstance(path, PurePath) else path
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def locate(folder: Path, name: str) -> Path:
+    """Return the path of the file in the folder that `printable` calls `name`."""
+    path = folder / name
+    if "\\x" not in name or path.exists():
+        return path
+    return folder / re.sub(r"\\x([89a-f][0-9a-f])", lambda match: chr(0xDC00 + int(match[1], 16)), name)

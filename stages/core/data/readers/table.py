@@ -2,7 +2,9 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import polars as pl
@@ -56,14 +58,19 @@ def show(meaning: tuple[str, str | None, str | None]) -> str:
 def relative(name: str, folder: Path, where: str) -> str:
     """Return the path of a file below the folder, written with slashes; raise `UserError` if it lies elsewhere."""
     name = name.strip()
+    if "\0" in name:
+        raise UserError(f"{where}: a file name must not contain a null character")
     path = PurePosixPath(name)
-    if not (folder / path).exists() and "\\" in name:
-        path = PurePosixPath(PureWindowsPath(name).as_posix())
-    if path.is_absolute() or ".." in path.parts:
+    windows = PureWindowsPath(name)
+    if "\\" in name and not os.path.lexists(folder / path):
+        path = PurePosixPath(windows.as_posix())
+    if path.is_absolute() or windows.drive or ".." in path.parts:
         try:
             path = PurePosixPath((folder / path).resolve().relative_to(folder.resolve()))
-        except ValueError:
-            raise UserError(f"{where}: {name} must lie in {folder}, next to the table") from None
+        except (ValueError, OSError, RuntimeError):  # A loop of symbolic links is a RuntimeError.
+            path = PurePosixPath("..")
+        if ".." in path.parts or windows.drive:
+            raise UserError(f"{where}: {name} must lie in {folder}, next to the table")
     return path.as_posix()
 
 
@@ -73,15 +80,21 @@ def read_csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} must be UTF-8: {error}") from None
-    header = text.partition("\n")[0]
+    header = next((line for line in text.split("\n") if line.strip()), "")
     separator = max(SEPARATORS, key=header.count)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True, restkey="", restval="")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+    lines = ([value.strip() for value in line] for line in reader)
+    lines = (line for line in lines if any(line))  # Excel ends a table with lines of separators.
     try:
-        names = [(name or "").strip().lower() for name in reader.fieldnames or []]
+        names = [name.lower() for name in next(lines, [])]
         check_columns(names, path)
-        reader.fieldnames = names
-        for line in reader:
-            yield reader.line_num, {name: value for name, value in line.items() if isinstance(value, str)}
+        for line in lines:
+            if any(line[len(names) :]):
+                raise UserError(
+                    f"{path}: line {reader.line_num} has {len(line)} values for {len(names)} columns; a value that"
+                    f' contains "{separator}" must be quoted'
+                )
+            yield reader.line_num, dict(zip_longest(names, line[: len(names)], fillvalue=""))
     except csv.Error as error:
         raise UserError(f"{path}: line {reader.line_num}: {error}") from None
 
@@ -90,7 +103,9 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield the number of each row, from 1, and its values as texts."""
     try:
         rows = pl.read_parquet(path)
-        check_columns(rows.columns, path)
+        names = [name.strip().lower() for name in rows.columns]
+        check_columns(names, path)
+        rows.columns = names
         texts = rows.select(pl.col(name).cast(pl.String) for name in [*REQUIRED, *OPTIONAL] if name in rows.columns)
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
