@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
@@ -19,6 +19,7 @@ from ruamel.yaml import YAML
 from docs import reference
 from stages.core.config.params import PARAMS, override_params
 from stages.core.files import layout
+from stages.core.files.layout import DATA, dataset_file
 from tests.conftest import PROJECT, Clone, tiny_params, wait_for
 
 PAGES = [Path(name) for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
@@ -32,6 +33,9 @@ WRITTEN = {
         ".dvc/tmp/rwlock",
         ".prefect",
         "artifacts/predictions/photos/predictions.parquet",
+        "data/NAME/dataset.yaml",
+        "data/flowers",
+        "data/flowers/dataset.yaml",
         "site",
     )
 }
@@ -90,12 +94,14 @@ COMMANDS: dict[str, How] = {
     "curl -F files=@one.png -F files=@two.jpg http://127.0.0.1:8000/predict": Ask(),
     "curl -H 'Content-Type: image/png' --data-binary @seven.png http://127.0.0.1:8000/predict": Ask(),
     "curl http://127.0.0.1:8000/health": Ask(),
+    "dvc add data/flowers/*/": Run(),
     "dvc checkout": Run(),
     "dvc commit --force train": Run(),
     "dvc exp apply slower": Run(),
     "dvc exp remove gentle": Run(),
     "dvc exp run -S +recipes.convnet.loss.class_weight=0.5": Run(target="normalize"),
     "dvc exp run -S dataset=fashion-mnist": Run(target="normalize"),
+    "dvc exp run -S dataset=flowers -S recipe=photos": Run(target="normalize"),
     "dvc exp run -S machine.processes=4": Override(),
     "dvc exp run -S normalize.class_share.min=0.05 -S normalize.class_share.max=0.2": Run(target="normalize"),
     "dvc exp run -S recipe=article -S dataset=fashion-mnist": Run(target="train"),
@@ -170,7 +176,7 @@ def test_every_command_line_is_known_and_no_other() -> None:
 
 def test_command_lines_are_in_blocks_of_sh() -> None:
     languages = {name for page in PAGES for name in re.findall(r"^```([^\n]+)$", read(page), re.MULTILINE)}
-    assert languages <= {"sh", "python", "text", "mermaid", "{toctree}"}
+    assert languages <= {"sh", "python", "text", "yaml", "mermaid", "{toctree}"}
 
 
 def test_the_readme_is_short() -> None:
@@ -287,17 +293,24 @@ def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
 @pytest.fixture
 def project(repeated: Clone, tiny_idx: Path) -> Clone:
     """Return a clone with a committed run and what the pages take for granted: pictures, and a second data set."""
-    params: dict[str, Any] = YAML(typ="safe").load(repeated.folder / PARAMS)
+    fashion = repeated.folder / dataset_file("fashion-mnist")
     tiny = tiny_params(tiny_idx)["datasets"]["tiny"]
-    params["datasets"]["fashion-mnist"].update(sources=tiny["sources"], sha256=tiny["sha256"])
-    YAML().dump(params, repeated.folder / PARAMS)
+    described = YAML(typ="safe").load(fashion)
+    YAML().dump(described | {"sources": tiny["sources"], "sha256": tiny["sha256"]}, fashion)
     repeated.run("git", "add", "--all")
     repeated.run("git", "commit", "--quiet", "--message=a finished run")
     (repeated.folder / "photos").mkdir()
     for name in ("seven.png", "one.png", "two.jpg", "photos/three.png"):
         (repeated.folder / name).write_bytes(picture(Path(name).suffix))
     with (repeated.folder / ".git/info/exclude").open("a") as file:
-        file.write("photos\n*.jpg\n/*.png\n")
+        file.write("photos\n/*.jpg\n/*.png\n")
+    for name, color in (("rose", (200, 20, 60)), ("tulip", (230, 200, 20))):
+        folder = repeated.folder / DATA / "flowers" / name
+        folder.mkdir(parents=True)
+        for index in range(20):
+            flower = Image.new("RGB", (60, 40), (20, 90 + 5 * index, 30))
+            flower.paste(color, (10 + index, 5, 30 + index, 30))
+            flower.save(folder / f"{index}.png")
     return repeated
 
 
