@@ -346,7 +346,7 @@ def test_a_photo_is_chosen_with_the_keyboard(browser: Browser, color_service: Se
     page.keyboard.press("Tab")
     expect(page.get_by_label("Choose pictures")).to_be_focused()
     with page.expect_file_chooser() as chooser:
-        page.keyboard.press("Enter")
+        page.keyboard.press("Space")
     assert chooser.value.is_multiple()
     chooser.value.set_files(path)
     expect(page.locator("#label")).to_have_text("blue")
