@@ -146,7 +146,7 @@ def set_field(content: Any, keys: list[str], value: Any) -> None:
     """Set a field that exists, or that a recipe leaves out; raise `KeyError` with the reason for any other."""
     section, defaults = content, None
     for depth, key in enumerate(keys):
-        inherited = defaults if isinstance(defaults, dict) else {}
+        inherited: dict[str, Any] = defaults if isinstance(defaults, dict) else {}
         known = [*section, *inherited] if isinstance(section, dict) else []
         if key not in known:
             raise KeyError(f"there is no '{key}'{did_you_mean(key, known)}")
