@@ -29,9 +29,7 @@ def shifted(seed: int, height: int, width: int) -> list[NDArray[np.uint8]]:
     return [large[y : y + height, x : x + width] for y, x in places]
 
 
-@pytest.mark.parametrize(
-    ("height", "width", "side"), [(32, 32, 32), (64, 64, 64), (150, 200, 64), (200, 150, 64)]
-)
+@pytest.mark.parametrize(("height", "width", "side"), [(32, 32, 32), (64, 64, 64), (150, 200, 64), (200, 150, 64)])
 def test_neighbours_are_found_and_unrelated_pictures_are_not(height: int, width: int, side: int) -> None:
     photos = [shifted(seed, height, width) for seed in range(10)]
     unrelated = [make_photo(seed, height, width) for seed in range(100, 200)]
