@@ -181,9 +181,13 @@ def find_blank(inputs_NCHW: NDArray[np.generic]) -> NDArray[np.bool_]:
 def describe(inputs_NCHW: NDArray[np.generic]) -> dict[str, NDArray[np.generic]]:
     """Return what the table of examples records about inputs: brightness, contrast (0..255) and likeness of each."""
     pixels_NP = inputs_NCHW.reshape(len(inputs_NCHW), -1)
+    count = pixels_NP.shape[1]
+    # Sums of whole numbers are exact, so the deviation of a constant image is exactly 0.
+    sum_N = pixels_NP.sum(1, dtype=np.int64)
+    square_N = np.einsum("np,np->n", pixels_NP, pixels_NP, dtype=np.int64, casting="unsafe")
     return {
-        "brightness": pixels_NP.mean(1, dtype=np.float32),
-        "contrast": pixels_NP.std(1, dtype=np.float32),
+        "brightness": (sum_N / count).astype(np.float32),
+        "contrast": (np.sqrt(count * square_N - sum_N**2) / count).astype(np.float32),
         "likeness": likeness.hash_pictures(inputs_NCHW),
     }
 

@@ -1,10 +1,9 @@
-"""Test how a picture becomes the input of a model, and what the report says and shows of images."""
+"""Test how a picture becomes the input of a model, and what is said and shown of inputs."""
 
 import base64
 import io
-import struct
+import time
 import warnings
-import zlib
 from typing import Any
 
 import numpy as np
@@ -13,342 +12,358 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, ImageFilter
+from ruamel.yaml import YAML
 
+from stages.core.data.config import Normalize
+from stages.core.examples import picture
 from stages.core.examples.image import (
-    MAX_PIXELS,
     adversarial,
-    decode,
+    check_array,
+    choose_shape,
+    decoder_version,
     describe,
     draw,
+    find_blank,
     fit,
-    specify,
+    inspect,
+    is_example,
+    open_picture,
+    opening_of_arrays,
+    scale_of,
     summarize,
-    white_on_black,
 )
+from stages.core.examples.spec import Opening, Resize, Spec
 from stages.core.files.errors import UserError
+from tests.conftest import PROJECT
+from tests.core.examples.pictures import draw_colors, draw_digit, encode
 
-GREYS = np.array([[0, 60, 120], [180, 240, 255]], np.uint8)
-
-
-def encode(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:  # noqa: A002  # Pillow's name
-    content = io.BytesIO()
-    picture.save(content, format, **options)
-    return content.getvalue()
+COLORS = draw_colors(60, 40)
+RESIZE: list[Resize] = ["fit", "crop", "stretch"]
 
 
-def png(width: int, height: int, color_type: int, *chunks: tuple[bytes, bytes]) -> bytes:
-    """Return a PNG file of 8 bits a sample with these chunks."""
-    header = struct.pack(">IIBBBBB", width, height, 8, color_type, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in ((b"IHDR", header), *chunks, (b"IEND", b""))
-    )
+def how(**settings_: Any) -> Opening:
+    return Opening(**{"color": "grey", "resize": "fit", "centre_ink": False, "max_pixels": 10**8, **settings_})
 
 
-def draw_digit(width: int, height: int, ink: int, paper: int) -> NDArray[np.uint8]:
-    """Return a large 7, drawn four times as large and reduced, so that its edges are smooth."""
-    picture = Image.new("L", (4 * width, 4 * height), paper)
-    across, down = 4 * width / 200, 4 * height / 300
-    points = [(x * across, y * down) for x, y in ((50, 60), (150, 60), (90, 240))]
-    ImageDraw.Draw(picture).line(points, ink, width=round(18 * across), joint="curve")
-    return np.array(picture.resize((width, height), Image.Resampling.BOX))
+def normalize(**settings_: Any) -> Normalize:
+    defaults = YAML(typ="safe").load(PROJECT / "params.yaml")["normalize"]
+    return Normalize.model_validate({**defaults, **settings_})
 
 
-def centred(image_HW: NDArray[np.uint8], side: int = 28) -> NDArray[np.uint8]:
-    (fitted_HW,), (blank,) = fit(image_HW[None], side, side, centre_ink=True)
+def fitted(image: NDArray[np.uint8], height: int, width: int, resize: Resize = "fit") -> NDArray[np.uint8]:
+    """Return the only plane of the input that a grey image becomes, or [H, W, 3] of one in colour."""
+    planes = 1 if image.ndim == 2 else 3
+    (input_CHW,), (blank,) = fit(image[None], (planes, height, width), how(resize=resize))
     assert not blank
-    return fitted_HW
+    return input_CHW[0] if planes == 1 else input_CHW.transpose(1, 2, 0)
 
 
-def resized(image_HW: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    (fitted_HW,), (blank,) = fit(image_HW[None], height, width, centre_ink=False)
-    assert not blank
-    return fitted_HW
+def bars(height: int, width: int) -> NDArray[np.uint8]:
+    """Return an image whose left half is dark and whose right half is light, but nowhere black."""
+    image = np.full((height, width), 100, np.uint8)
+    image[:, width // 2 :] = 200
+    return image
 
 
-@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "LA", "P"])
-def test_grey_levels_of_any_mode(mode: str) -> None:
-    picture = Image.fromarray(GREYS).convert(mode)
-    np.testing.assert_array_equal(decode(encode(picture), "a.png"), GREYS)
+def test_fitted_pictures_have_black_borders_of_equal_width() -> None:
+    wide, high = fitted(bars(30, 60), 40, 40), fitted(bars(60, 30), 40, 40)
+    for image in (wide, high.T):
+        assert image[:10].max() == image[30:].max() == 0
+        assert image[10:30].min() >= 100
+    assert np.ptp(wide[10:30, :19]) == np.ptp(wide[10:30, 21:]) == 0
 
 
-def test_grey_levels_of_16_bits_and_of_1() -> None:
-    deep = Image.fromarray(GREYS.astype(np.uint16) * 257)
-    assert deep.mode == "I;16"
-    np.testing.assert_array_equal(decode(encode(deep), "a.png"), GREYS)
-    transparent = decode(encode(deep, transparency=60 * 257), "a.png")
-    np.testing.assert_array_equal(transparent, [[0, 255, 120], [180, 240, 255]])
-    bits = np.array([[True, False], [False, True]])
-    np.testing.assert_array_equal(decode(encode(Image.fromarray(bits)), "a.png"), bits * np.uint8(255))
+def test_cropped_pictures_lose_both_ends_equally() -> None:
+    image = np.zeros((20, 100), np.uint8)
+    image[:] = np.arange(100)
+    np.testing.assert_array_equal(fitted(image, 20, 20, "crop"), image[:, 40:60])
+    np.testing.assert_array_equal(fitted(image.T.copy(), 20, 20, "crop"), image.T[40:60])
+    assert fitted(image, 10, 10, "crop").min() == 41
 
 
-def bits(depth: int) -> NDArray[np.uint16]:
-    """Return a 7 with grey levels of so many bits, in pixels of 16."""
-    return (draw_digit(40, 60, 255, 0).astype(np.uint32) * (2**depth - 1) // 255).astype(np.uint16)
+def test_stretched_pictures_fill_the_input() -> None:
+    found = fitted(bars(30, 60), 40, 20, "stretch")
+    assert (found[:, :9] == 100).all()
+    assert (found[:, 11:] == 200).all()
 
 
-@pytest.mark.parametrize("depth", [8, 10, 12, 14, 16])
-@pytest.mark.parametrize("format", ["PNG", "TIFF"])
-def test_grey_levels_of_fewer_bits_in_16(depth: int, format: str) -> None:  # noqa: A002
-    found = decode(encode(Image.fromarray(bits(depth)), format), "a")
-    np.testing.assert_array_equal(found, bits(depth) >> (depth - 8))
-    np.testing.assert_allclose(found.astype(int), draw_digit(40, 60, 255, 0), atol=1)
-
-
-def test_an_empty_page_of_16_bits_is_blank() -> None:
-    noise = np.random.default_rng(1).integers(60_000, 60_500, (1, 60, 40), np.uint16)
-    assert fit(decode(encode(Image.fromarray(noise[0])), "a")[None], 28, 28, centre_ink=True)[1].all()
-
-
-@pytest.mark.parametrize(
-    "levels", [np.array([[0, 0.5]], np.float32), np.array([[-1, 5]], np.int32)], ids=["fractions", "negative"]
-)
-def test_levels_without_a_known_range_are_an_error(levels: NDArray[Any]) -> None:
-    with pytest.raises(UserError, match=r"^a cannot be read: its pixels must be whole numbers"):
-        decode(encode(Image.fromarray(levels), "TIFF"), "a")
-
-
-@pytest.mark.parametrize("format", ["WEBP", "GIF", "BMP", "TIFF"])
-def test_other_formats(format: str) -> None:  # noqa: A002
-    digit = draw_digit(40, 60, 0, 255)
-    found = decode(encode(Image.fromarray(digit), format), "a").astype(int)
-    assert np.abs(found - digit).mean() < 3
-
-
-def test_the_first_frame_of_an_animation() -> None:
-    frames = [Image.fromarray(draw_digit(40, 60, ink, 255 - ink)) for ink in (0, 255)]
-    found = decode(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]), "a").astype(int)
-    assert np.abs(found - draw_digit(40, 60, 0, 255)).mean() < 3
-
-
-def test_large_texts_and_profiles_do_no_harm() -> None:
-    text = PngImagePlugin.PngInfo()
-    text.add_text("Comment", "x" * 2_000_000, zip=True)
-    content = encode(Image.fromarray(GREYS), pnginfo=text, icc_profile=bytes(3_000_000))
-    np.testing.assert_array_equal(decode(content, "a.png"), GREYS)
-
-
-def test_color_is_its_luma() -> None:
-    picture = Image.fromarray(np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8))
-    np.testing.assert_allclose(decode(encode(picture), "a.png"), [[76, 150, 29]], atol=1)  # BT.601: .299, .587, .114
-
-
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_jpeg(mode: str) -> None:
-    picture = Image.fromarray(draw_digit(40, 60, 0, 255)).convert(mode)
-    found = decode(encode(picture, "JPEG", quality=95), "a.jpg").astype(int)
-    assert found.shape == (60, 40)
-    assert np.abs(found - draw_digit(40, 60, 0, 255)).mean() < 3
-
-
-def test_transparency_lies_on_white() -> None:
-    rgba = np.zeros((1, 3, 4), np.uint8)  # black, and opaque, half and not at all
-    rgba[..., 3] = [[255, 128, 0]]
-    np.testing.assert_allclose(decode(encode(Image.fromarray(rgba)), "a.png"), [[0, 127, 255]], atol=1)
-    palette = Image.fromarray(GREYS).convert("P")
-    np.testing.assert_array_equal(decode(encode(palette, transparency=palette.getpixel((0, 0))), "a.png")[0, 0], 255)
-
-
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-@pytest.mark.parametrize("ink", [0, 128, 255])
-def test_ink_of_any_grey_on_transparency(ink: int, mode: str) -> None:
-    digit = draw_digit(100, 150, 255, 0)
-    picture = Image.new("L", (100, 150), ink).convert(mode)
-    picture.putalpha(Image.fromarray(digit))
-    found = centred(decode(encode(picture), "a.png")).astype(int)
-    assert np.abs(found - centred(digit)).mean() < 2
-
-
-def test_light_ink_with_grey_edges_on_a_transparent_level() -> None:
-    digit = draw_digit(100, 150, 255, 0)
-    for format in ("PNG", "GIF"):  # noqa: A001
-        np.testing.assert_array_equal(decode(encode(Image.fromarray(digit), format, transparency=0), "a"), digit)
-    np.testing.assert_array_equal(decode(encode(Image.fromarray(bits(16)), transparency=0), "a"), bits(16) >> 8)
-
-
-def test_dark_ink_on_light_paper_with_transparent_corners() -> None:
-    page = np.dstack([draw_digit(100, 150, 0, 255)] * 3 + [np.full((150, 100), 255, np.uint8)])
-    page[:20, :20, 3] = page[-20:, -20:, 3] = 0
-    np.testing.assert_array_equal(decode(encode(Image.fromarray(page)), "a.png"), page[..., 0])
-
-
-@pytest.mark.parametrize("format", ["PNG", "JPEG"])
-def test_orientation(format: str) -> None:  # noqa: A002
-    upright = draw_digit(40, 60, 0, 255)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    turned = Image.fromarray(upright).transpose(Image.Transpose.ROTATE_90)
-    found = decode(encode(turned, format, exif=exif), "a").astype(int)
-    assert found.shape == (60, 40)
-    assert np.abs(found - upright).mean() < 4
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "is not a picture: it is empty"),
-        (b"hello", "is not a picture: its 5 bytes are none of PNG, JPEG, WEBP, GIF, BMP, TIFF"),
-        (encode(Image.new("L", (9, 9)), "PPM"), "is not a picture"),
-        (encode(Image.new("L", (90, 90)))[:-30], "cannot be read"),
-        (encode(Image.effect_noise((90, 90), 50), "JPEG")[:-900], "cannot be read"),
-        (png(2, 2, 0, (b"IDAT", b"no zlib stream")), "cannot be read"),
-        (png(2, 2, 0), "cannot be read"),
-        (png(7000, 7200, 0, (b"IDAT", zlib.compress(b""))), "7,000 x 7,200 pixels, allowed: at most 50,000,000"),
-        (png(10_000, 10_000, 0), "allowed"),
-        (png(100_000, 100_000, 0), "more than the 50,000,000 pixels that are allowed"),
-        (
-            png(1, 1, 0, (b"zTXt", b"a\0\0" + zlib.compress(bytes(PngImagePlugin.MAX_TEXT_MEMORY + 1)))),
-            "cannot be read",
-        ),
-    ],
-)
-def test_what_is_not_a_picture_is_an_error(content: bytes, message: str) -> None:
-    with pytest.raises(UserError, match=f"^a picture.png .*{message}"):
-        decode(content, "a picture.png")
-
-
-def test_many_pixels_are_allowed() -> None:
-    assert decode(encode(Image.new("1", (MAX_PIXELS // 5000, 5000))), "a.png").shape == (5000, MAX_PIXELS // 5000)
-
-
-@settings(deadline=None, max_examples=300)
-@given(st.sampled_from(["PNG", "JPEG"]), st.data())
-def test_damage_is_a_user_error(format: str, data: st.DataObject) -> None:  # noqa: A002
-    content = bytearray(encode(Image.fromarray(draw_digit(20, 30, 0, 255)).convert("RGB"), format))
-    for _ in range(data.draw(st.integers(1, 5))):
-        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of what it can do without
+@pytest.mark.parametrize("resize", RESIZE)
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (1, 5000), (5000, 1), (27, 28), (64, 64), (333, 777)])
+def test_every_size_becomes_the_size_of_the_input(size: tuple[int, int], resize: Resize) -> None:
+    image = np.random.default_rng(1).integers(1, 256, (*size, 3), np.uint8)
+    for planes, color in ((1, "grey"), (3, "rgb")):
+        inputs, _ = fit(image[None], (planes, 30, 20), how(color=color, resize=resize))
+        assert (inputs.shape, inputs.dtype) == ((1, planes, 30, 20), np.uint8)
         try:
-            decode(bytes(content), "a")
+            opened = open_picture(
+                encode(Image.fromarray(image)), "a", (planes, 30, 20), how(color=color, resize=resize)
+            )
+            np.testing.assert_array_equal(opened[None], inputs)
         except UserError as error:
-            assert str(error).startswith("a ")  # noqa: PT017
+            assert str(error) == "a is blank; there is nothing to classify"  # noqa: PT017
 
 
-@pytest.mark.parametrize("size", [(200, 300), (300, 200), (64, 64), (1000, 700)])
-def test_dark_on_light_is_light_on_dark(size: tuple[int, int]) -> None:
-    on_black, on_white = (centred(draw_digit(*size, ink, 255 - ink)).astype(int) for ink in (255, 0))
-    pale = centred(draw_digit(*size, 90, 200)).astype(int)
-    assert on_black.max() == 255
-    for other in (on_white, pale):  # but for rounding, which may move an edge by one of the picture's pixels
-        assert np.abs(on_black - other).mean() < 2
+def test_a_thin_line_keeps_a_pixel() -> None:
+    line = np.tile(np.linspace(50, 250, 5000).astype(np.uint8), (1, 1))
+    found = fitted(line, 28, 28)
+    assert (found.max(axis=1) > 0).sum() == 1
+    assert (found.max(axis=0) > 0).all()
 
 
-def test_the_same_digit_of_any_size_at_any_place() -> None:
-    large = draw_digit(400, 600, 0, 255)
-    expected = centred(large).astype(int)
-    elsewhere = np.full((900, 1400), 255, np.uint8)
-    elsewhere[250:850, 30:430] = large
-    np.testing.assert_array_equal(centred(elsewhere), expected)
-    assert np.abs(centred(draw_digit(100, 150, 0, 255)) - expected).mean() < 6
+def test_small_pictures_are_enlarged_without_squares() -> None:
+    found = fitted(np.array([[0, 255]], np.uint8), 20, 40, "stretch").astype(int)
+    assert (np.diff(found, axis=1) >= 0).all()
+    assert len(np.unique(found)) > 10
 
 
-def test_box_and_centre_of_mass_as_in_mnist() -> None:
-    image = centred(draw_digit(400, 600, 0, 255)).astype(float)
-    rows, columns = np.flatnonzero(image.max(axis=1) > 0), np.flatnonzero(image.max(axis=0) > 0)
-    assert rows[-1] - rows[0] + 1 == 20
-    assert columns[-1] - columns[0] + 1 < 20
-    # 60,000 of its images have a mean of 14 and a step of one pixel.
-    for axis in (0, 1):
-        assert abs(image.sum(axis=1 - axis) @ np.arange(28) / image.sum() - 14) <= 0.51
-    assert centred(draw_digit(400, 600, 0, 255), 56).max(axis=1).nonzero()[0].size == 40
+@pytest.mark.parametrize("resize", RESIZE)
+def test_pictures_of_the_models_size_stay_as_they_are(resize: Resize) -> None:
+    np.testing.assert_array_equal(fitted(COLORS, 40, 60, resize), COLORS)
 
 
-@pytest.mark.parametrize("ink", [0, 255])
-def test_an_image_of_the_models_size_stays(ink: int) -> None:
-    faint = draw_digit(28, 28, ink, 255 - ink) // 2 + 60
-    expected = faint if ink == 255 else 255 - faint
-    np.testing.assert_array_equal(centred(faint), expected)
-    np.testing.assert_array_equal(white_on_black(np.stack([faint, expected])), [expected, expected])
+def test_a_grey_model_given_colors_takes_their_luma() -> None:
+    inputs, _ = fit(COLORS[None], (1, 40, 60), how())
+    np.testing.assert_array_equal(inputs[0, 0], np.asarray(Image.fromarray(COLORS).convert("L")))
+    content = encode(Image.fromarray(COLORS))
+    np.testing.assert_array_equal(open_picture(content, "a", (1, 40, 60), how()), inputs[0])
+
+
+def test_a_color_model_given_grey_levels_repeats_them() -> None:
+    grey = draw_digit(40, 60, 0, 255)
+    inputs, _ = fit(grey[None], (3, 60, 40), how(color="rgb"))
+    np.testing.assert_array_equal(inputs[0], [grey] * 3)
+    np.testing.assert_array_equal(
+        open_picture(encode(Image.fromarray(grey)), "a", (3, 60, 40), how(color="rgb")), inputs[0]
+    )
 
 
 @pytest.mark.parametrize("level", [0, 7, 200, 255])
 @pytest.mark.parametrize("shape", [(28, 28), (1, 1), (1, 500), (300, 200)])
 @pytest.mark.parametrize("centre_ink", [True, False])
-def test_a_single_grey_level_is_blank(shape: tuple[int, int], level: int, centre_ink: bool) -> None:
-    assert fit(np.full((1, *shape), level, np.uint8), 28, 28, centre_ink=centre_ink)[1].all()
+@pytest.mark.parametrize("resize", RESIZE)
+def test_a_single_level_is_blank(shape: tuple[int, int], level: int, centre_ink: bool, resize: Resize) -> None:
+    image = np.full((1, *shape), level, np.uint8)
+    assert fit(image, (1, 28, 28), how(centre_ink=centre_ink, resize=resize))[1].all()
+    content = encode(Image.fromarray(image[0]))
+    with pytest.raises(UserError, match=r"^a is blank; there is nothing to classify$"):
+        open_picture(content, "a", (1, 28, 28), how(centre_ink=centre_ink, resize=resize))
 
 
-@pytest.mark.parametrize("shape", [(28, 28), (300, 200)])
-def test_an_empty_page_as_a_camera_sees_it_is_blank(shape: tuple[int, int]) -> None:
-    noise = np.random.default_rng(1).integers(0, 8, (1, *shape), np.uint8)
-    assert fit(187 + noise, 28, 28, centre_ink=True)[1].all()
+@pytest.mark.parametrize("shape", [(28, 28), (30, 60)])
+def test_a_single_color_is_blank(shape: tuple[int, int]) -> None:
+    image = np.empty((1, *shape, 3), np.uint8)
+    image[:] = (200, 100, 50)
+    assert fit(image, (3, 28, 28), how(color="rgb"))[1].all()
+    image[0, : shape[0] // 2, :, 2] = 150  # A single plane makes a difference.
+    assert not fit(image, (3, 28, 28), how(color="rgb"))[1].any()
 
 
 def test_what_is_lost_by_resizing_is_blank() -> None:
     speck = np.zeros((1, 6000, 6000), np.uint8)
     speck[0, 3000, 3000] = 255
-    assert fit(speck, 28, 28, centre_ink=False)[1].all()
+    assert fit(speck, (1, 28, 28), how())[1].all()
 
 
 def test_only_the_blank_images_of_several_are_blank() -> None:
     digit = draw_digit(100, 150, 0, 255)
     for centre_ink in (True, False):
-        _, blank_N = fit(np.stack([digit, np.full_like(digit, 255), digit]), 28, 28, centre_ink=centre_ink)
+        _, blank_N = fit(np.stack([digit, np.full_like(digit, 255), digit]), (1, 28, 28), how(centre_ink=centre_ink))
         assert blank_N.tolist() == [False, True, False]
+    assert find_blank(np.stack([digit, np.full_like(digit, 9)])[:, None]).tolist() == [False, True]
 
 
 def test_without_centre_ink_pixels_are_taken_as_they_are() -> None:
     """Dark on light, the pixels are neither moved nor inverted."""
     image = draw_digit(28, 28, 60, 200)
     image[:14] = 200
-    np.testing.assert_array_equal(resized(image, 28, 28), image)
+    np.testing.assert_array_equal(fitted(image, 28, 28), image)
     enlarged = image.repeat(10, axis=0).repeat(10, axis=1)
-    np.testing.assert_array_equal(resized(enlarged, 28, 28), image)
+    np.testing.assert_array_equal(fitted(enlarged, 28, 28), image)
 
 
-def test_without_centre_ink_the_whole_picture_is_resized() -> None:
-    """Each pixel is the mean of the area that it stands for."""
-    picture = np.random.default_rng(1).integers(256, size=(90, 40), dtype=np.uint8)
-    means = picture.reshape(30, 3, 20, 2).mean(axis=(1, 3))
-    np.testing.assert_allclose(resized(picture, 30, 20), means, atol=1)
+def test_with_centre_ink_it_is_white_on_black_and_centred() -> None:
+    content = encode(Image.fromarray(draw_digit(400, 600, 0, 255)), "JPEG", quality=95)
+    found = open_picture(content, "a", (1, 28, 28), how(centre_ink=True))[0]
+    assert (found[0] == 0).all()
+    assert found.max() == 255
+    assert (found.max(axis=1) > 0).sum() == 20
+
+
+def test_each_pixel_is_the_mean_of_the_area_that_it_stands_for() -> None:
+    levels = np.random.default_rng(1).integers(256, size=(90, 40), dtype=np.uint8)
+    means = levels.reshape(30, 3, 20, 2).mean(axis=(1, 3))
+    np.testing.assert_allclose(fitted(levels, 30, 20, "stretch"), means, atol=1)
 
 
 @settings(deadline=None)
-@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(1, 50))
-def test_any_picture_gives_an_image(height: int, width: int, seed: int, dots: int) -> None:
-    generator = np.random.default_rng(seed)
-    picture = np.zeros((height, width), np.uint8)
-    picture[generator.integers(height, size=dots), generator.integers(width, size=dots)] = generator.integers(256)
-    for centre_ink in (True, False):
-        images, _ = fit(picture[None], 28, 28, centre_ink=centre_ink)
-        assert images.shape == (1, 28, 28)
-        assert images.dtype == np.uint8
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 2**32 - 1), st.sampled_from(RESIZE), st.booleans())
+def test_any_picture_gives_an_image(height: int, width: int, seed: int, resize: Resize, centre_ink: bool) -> None:
+    levels = np.random.default_rng(seed).integers(256, size=(2, height, width), dtype=np.uint8)
+    images, _ = fit(levels, (1, 28, 20), how(resize=resize, centre_ink=centre_ink))
+    assert (images.shape, images.dtype) == ((2, 1, 28, 20), np.uint8)
 
 
-def test_specks_far_apart() -> None:
-    """Scaled in whole grey levels nothing would be left of them."""
-    picture = np.full((2000, 2000), 255, np.uint8)
-    picture[10:12, 10:12] = picture[1900:1902, 1900:1902] = 0
-    image = centred(picture)
-    assert (image > 200).sum() == 2
-    assert image.max() == 255
+@settings(deadline=None, max_examples=200)
+@given(st.sampled_from(picture.FORMATS), st.sampled_from(RESIZE), st.booleans(), st.data())
+def test_any_bytes_give_an_input_or_a_user_error(
+    format: str,  # noqa: A002
+    resize: Resize,
+    centre_ink: bool,
+    data: st.DataObject,
+) -> None:
+    content = bytearray(encode(Image.fromarray(draw_digit(20, 30, 0, 255)).convert("RGB"), format))
+    for _ in range(data.draw(st.integers(1, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    settings_ = how(resize=resize, centre_ink=centre_ink, max_pixels=100_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of what it can do without
+        try:
+            found = open_picture(bytes(content), "a", (1, 28, 28), settings_)
+            assert (found.shape, found.dtype) == ((1, 28, 28), np.uint8)
+        except UserError as error:
+            assert str(error).startswith("a ")  # noqa: PT017
 
 
-def test_ink_of_any_proportions() -> None:
-    line = np.full((3, 60_000), 255, np.uint8)
-    line[1, 10:-10] = 0
-    image = centred(line)
-    assert (image.max(axis=0) > 0).sum() == 20
-    assert (image.max(axis=1) > 0).sum() == 1
+@pytest.mark.parametrize("resize", RESIZE)
+@pytest.mark.parametrize("size", [(800, 600), (600, 800), (2000, 200), (70, 3000)])
+@pytest.mark.parametrize("value", [1, 6])
+def test_a_large_jpeg_becomes_nearly_what_all_its_pixels_become(
+    size: tuple[int, int], value: int, resize: Resize
+) -> None:
+    noise = np.random.default_rng(1).integers(256, size=(*size[::-1], 3), dtype=np.uint8)
+    photo = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(6)).point(lambda level: (level - 100) * 4)
+    exif = Image.Exif()
+    exif[picture.ORIENTATION] = value
+    content = encode(photo, "JPEG", quality=90, exif=exif)
+    settings_ = how(color="rgb", resize=resize)
+    found = open_picture(content, "a", (3, 32, 48), settings_).astype(int)
+    whole = np.asarray(picture.decode(content, "a", "rgb", 10**8, None))
+    (expected,), _ = fit(whole[None], (3, 32, 48), settings_)
+    assert np.abs(found - expected).mean() < 3
 
 
-def make_images(count: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(1).integers(256, size=(count, 1, 6, 5), dtype=np.uint8)
+def test_a_jpeg_and_its_turned_copy_become_the_same() -> None:
+    photo = Image.fromarray(COLORS).resize((960, 640))
+    exif = Image.Exif()
+    exif[picture.ORIENTATION] = 6
+    upright = open_picture(encode(photo, "JPEG", quality=95), "a", (3, 32, 32), how(color="rgb")).astype(int)
+    turned = encode(photo.transpose(Image.Transpose.ROTATE_90), "JPEG", quality=95, exif=exif)
+    assert np.abs(open_picture(turned, "a", (3, 32, 32), how(color="rgb")) - upright).max() <= 4
 
 
-def test_the_spec_of_images() -> None:
-    spec = specify((1, 6, 5), ["a", "b"], 0.1, 0.3, centre_ink=True)
-    assert (spec.kind, spec.shape, spec.dtype) == ("image", (1, 6, 5), "uint8")
-    assert (spec.classes, spec.mean, spec.std, spec.centre_ink) == (["a", "b"], 0.1, 0.3, True)
+def test_a_jpeg_of_60_megapixels_is_opened_in_seconds() -> None:
+    photo = Image.new("RGB", (10_000, 6000), (200, 100, 50))
+    photo.paste((10, 20, 30), (0, 0, 5000, 6000))
+    start = time.process_time()
+    found = open_picture(encode(photo, "JPEG"), "a", (3, 64, 64), how(color="rgb"))
+    assert time.process_time() - start < 6
+    np.testing.assert_allclose(found[:, 32, [5, 60]].T, [[10, 20, 30], [200, 100, 50]], atol=4)
+
+
+@pytest.mark.parametrize(
+    ("content", "name", "expected"),
+    [
+        (encode(Image.fromarray(COLORS)), "a", True),
+        (encode(Image.fromarray(COLORS), "JPEG"), "README.md", True),
+        (b"<html>", "a.jpg", True),
+        (b"", "a.PNG", True),
+        (b"", "a.heic", True),
+        (b"\0\0\0\x1cftypavif", "a", True),
+        (b"# Flowers", "README.md", False),
+        (b"", "LICENSE", False),
+        (b"BMW is not a bitmap", "notes.txt", False),
+    ],
+)
+def test_files_that_are_meant_as_pictures(content: bytes, name: str, expected: bool) -> None:
+    assert is_example(content[:32], name) == expected
+
+
+def test_the_header_becomes_columns() -> None:
+    assert inspect(encode(Image.fromarray(COLORS)), "a") == {"width": 60, "height": 40, "mode": "RGB", "grey": False}
+    assert decoder_version().startswith("pillow ")
+
+
+def files(*sizes: tuple[int, int] | None, grey: bool = False) -> pl.DataFrame:
+    rows = [(*size, grey) if size else (None, None, None) for size in sizes]
+    return pl.DataFrame(rows, {"width": pl.Int64, "height": pl.Int64, "grey": pl.Boolean}, orient="row")
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        (files((20, 30), (20, 30), None), (3, 30, 20)),
+        (files((20, 30), (20, 30), grey=True), (1, 30, 20)),
+        (files((20, 30), (20, 31)), (3, 20, 20)),
+        (files((500, 375), (640, 480), None), (3, 64, 64)),
+        (files((64, 64), (64, 64)), (3, 64, 64)),
+        (files((65, 64), (65, 64)), (3, 64, 64)),
+        (files((5000, 1), (1, 5000)), (3, 1, 1)),
+        (files((1, 1), (1, 1), grey=True), (1, 1, 1)),
+    ],
+)
+def test_the_shape_follows_from_the_pictures(table: pl.DataFrame, expected: tuple[int, int, int]) -> None:
+    assert choose_shape(table, normalize())[0] == expected
+
+
+def test_the_settings_decide_about_the_shape() -> None:
+    table = files((20, 30), (20, 30))
+    assert choose_shape(table, normalize(size=48, color="grey"))[0] == (1, 48, 48)
+    assert choose_shape(table, normalize(size=[24, 32], color="rgb"))[0] == (3, 24, 32)
+    shape, opening = choose_shape(table, normalize(centre_ink=True, size=28, resize="crop", max_pixels=1000))
+    assert shape == (1, 28, 28)
+    assert opening == how(resize="crop", centre_ink=True, max_pixels=1000)
+
+
+def test_arrays_are_taken_as_they_are() -> None:
+    assert opening_of_arrays((1, 20, 30), normalize(), "a") == how()
+    assert opening_of_arrays((3, 20, 30), normalize(size=[20, 30]), "a") == how(color="rgb")
+    for settings_ in ({"size": 28}, {"size": [30, 20]}, {"color": "grey"}):
+        with pytest.raises(UserError, match=r"^a has images of 20x30 pixels, rgb: (size|color) must be auto, found"):
+            opening_of_arrays((3, 20, 30), normalize(**settings_), "a")
+    with pytest.raises(UserError, match=r"^a has images of 2 planes, expected 1"):
+        opening_of_arrays((2, 20, 30), normalize(), "a")
+    with pytest.raises(UserError, match=r"^centre_ink needs grey inputs"):
+        opening_of_arrays((3, 20, 30), normalize(centre_ink=True), "a")
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [((5, 6), (1, 5, 6)), ((9, 5, 6), (9, 5, 6)), ((5, 6, 3), (1, 5, 6, 3)), ((9, 5, 6, 3), (9, 5, 6, 3))],
+)
+def test_arrays_of_images(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    assert check_array(shape, np.dtype(np.uint8), "a", 100) == expected
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((5,), "u1"), ((5, 6), "f4"), ((2, 5, 6, 4), "u1"), ((11, 10), "u1"), ((0, 5), "u1")]
+)
+def test_other_arrays_are_an_error(shape: tuple[int, ...], dtype: str) -> None:
+    with pytest.raises(UserError, match=r"^a holds .*; expected uint8 \[H, W\]"):
+        check_array(shape, np.dtype(dtype), "a", 100)
+
+
+def make_images(count: int, planes: int = 1) -> NDArray[np.uint8]:
+    return np.random.default_rng(1).integers(256, size=(count, planes, 6, 5), dtype=np.uint8)
+
+
+SPEC = Spec(kind="image", shape=(1, 6, 5), dtype="uint8", classes=["a", "b"], mean=(0.1,), std=(0.3,), opening=how())
+
+
+def test_the_scale_is_of_each_plane() -> None:
+    images = make_images(50, 3)
+    images[:, 1] //= 7
+    sums_C, squares_C = scale_of(images)
+    np.testing.assert_allclose(sums_C, (images / 255).sum((0, 2, 3)))
+    np.testing.assert_allclose(squares_C, ((images / 255) ** 2).sum((0, 2, 3)))
 
 
 def test_images_are_described_by_mean_and_deviation() -> None:
     images = make_images(50)
     described = describe(images)
-    assert [*described] == ["pixel_mean", "pixel_std"]
-    for values, expected in zip(described.values(), (images.mean((1, 2, 3)), images.std((1, 2, 3))), strict=True):
+    assert [*described] == ["brightness", "contrast", "likeness"]
+    for name, expected in zip(described, (images.mean((1, 2, 3)), images.std((1, 2, 3))), strict=False):
+        values = described[name]
         assert values.dtype == np.float32
         np.testing.assert_allclose(values, expected, rtol=1e-5)
 
@@ -358,8 +373,8 @@ def test_the_deviation_of_a_constant_image_is_exactly_zero(level: int) -> None:
     """The schema of the examples relies on it."""
     for shape in ((28, 28), (3, 3), (301, 299)):
         described = describe(np.full((2, 1, *shape), level, np.uint8))
-        assert described["pixel_std"].tolist() == [0, 0]
-        assert described["pixel_mean"].tolist() == [level, level]
+        assert described["contrast"].tolist() == [0, 0]
+        assert described["brightness"].tolist() == [level, level]
 
 
 def test_the_summary_is_of_all_pixels() -> None:
@@ -372,8 +387,7 @@ def test_the_summary_is_of_all_pixels() -> None:
 
 
 def test_adversarial_images_are_of_the_spec() -> None:
-    spec = specify((1, 6, 5), ["a", "b"], 0.1, 0.3, centre_ink=True)
-    made = adversarial(spec, 40, seed=1)
+    made = adversarial(SPEC, 40, seed=1)
     assert {name: inputs.shape for name, inputs in made.items()} == {
         "all_0": (1, 1, 6, 5),
         "all_255": (1, 1, 6, 5),
@@ -383,13 +397,15 @@ def test_adversarial_images_are_of_the_spec() -> None:
     assert set(made["all_0"].flat) == {0}
     assert set(made["all_255"].flat) == {255}
     assert (made["noise"].min(), made["noise"].max()) == (0, 255)
-    np.testing.assert_array_equal(adversarial(spec, 40, seed=1)["noise"], made["noise"])
-    assert not np.array_equal(adversarial(spec, 40, seed=2)["noise"], made["noise"])
+    np.testing.assert_array_equal(adversarial(SPEC, 40, seed=1)["noise"], made["noise"])
+    assert not np.array_equal(adversarial(SPEC, 40, seed=2)["noise"], made["noise"])
 
 
-def test_images_are_drawn_side_by_side() -> None:
-    images = make_images(3)
+@pytest.mark.parametrize("planes", [1, 3])
+def test_images_are_drawn_side_by_side(planes: int) -> None:
+    images = make_images(3, planes)
     kind, _, content = draw(images).partition(",")
     assert kind == "data:image/png;base64"
-    drawn = decode(base64.b64decode(content), "drawn")
-    np.testing.assert_array_equal(drawn, np.concatenate([*images[:, 0]], axis=1))
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+    expected = np.concatenate([*images.transpose(0, 2, 3, 1)], axis=1)
+    np.testing.assert_array_equal(drawn.reshape(expected.shape), expected)

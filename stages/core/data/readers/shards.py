@@ -78,7 +78,7 @@ def read_shard(path: Path, folder: Path, split: str | None) -> pl.DataFrame:
     unnamed = pl.format("{}#{}", pl.lit(name), number)
     listing = rows.select(
         # Some writers give all pictures the same path.
-        pl.when(pl.col("file").is_unique()).then(given).otherwise(unnamed).alias("file"),
+        pl.coalesce(pl.when(pl.col("file").is_unique()).then(given), unnamed).alias("file"),
         pl.Series("label", [normalize_label(label) for label in labels], pl.String),
         pl.Series("split", splits, pl.String),
         pl.col("group") if "group" in rows.columns else pl.lit(None, pl.String).alias("group"),
