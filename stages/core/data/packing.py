@@ -5,13 +5,14 @@ DVC is slow with an output of many files: it links, checks and uploads each of t
 
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import polars as pl
 from rich.progress import Progress
 
-from stages.core.data.readers import list_files, read_contents
+from stages.core.data.raw import list_raw_files
+from stages.core.data.readers.layouts import open_contents
 from stages.core.files.errors import UserError
 
 SHARD_BYTES = 1 << 28  # of the files in a shard; about three times as much is in memory while it is written
@@ -22,7 +23,7 @@ ROWS = 32  # read at a time
 
 def pack(source: Path, folder: Path) -> None:
     """Write shards with all examples that the readers find in `source` to the new folder `folder`."""
-    listing = list_files(source)
+    listing = list_raw_files(source)
     if listing["label"].n_unique() == 1:
         label = listing["label"][0]
         raise UserError(f"it has only the class '{label}'; if its folders are the classes, write `folder: {label}`")
@@ -41,21 +42,16 @@ def pack(source: Path, folder: Path) -> None:
         write_shard(parts, size, folder / f"{number:05}.parquet")
 
 
-def read(rows: pl.DataFrame, source: Path) -> Iterable[bytes]:
-    """Return the contents of the files in these rows."""
-    return read_contents(rows, source) if rows["shard"].null_count() < len(rows) else read_files(rows["file"], source)
-
-
-def read_files(names: Iterable[str], source: Path) -> Iterator[bytes]:
-    """Yield the files' contents, or nothing for a missing file that a table names; it becomes a problem later."""
-    for name in names:
-        path = source / name
-        if not path.is_file():
-            yield b""
-            continue
-        if (size := path.stat().st_size) > MAX_FILE_BYTES:
-            raise UserError(f"{name} has {size:,} bytes, allowed: at most {MAX_FILE_BYTES:,} for an example")
-        yield path.read_bytes()
+def read(rows: pl.DataFrame, source: Path) -> Iterator[bytes]:
+    """Yield the contents of these rows' files, nothing for a missing one that a table names; it is a problem later."""
+    for name, read_content in zip(rows["file"], open_contents(rows, source), strict=True):
+        try:
+            content = read_content()
+        except FileNotFoundError:
+            content = b""
+        if len(content) > MAX_FILE_BYTES:
+            raise UserError(f"{name} has {len(content):,} bytes, allowed: at most {MAX_FILE_BYTES:,} for an example")
+        yield content
 
 
 def write_shard(parts: list[pl.DataFrame], size: int, path: Path) -> None:

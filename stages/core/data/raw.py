@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from stages.core.data import idx, schemas
 from stages.core.data.config import Dataset
-from stages.core.data.readers import list_files, open_contents
+from stages.core.data.readers.layouts import list_files, open_contents
 from stages.core.data.readers.listing import natural, normalize_label
 from stages.core.data.readers.table import NAMES as TABLES
 from stages.core.examples import image

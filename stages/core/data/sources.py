@@ -157,7 +157,7 @@ def fetch_parquet(source: ParquetSource, folder: Path) -> None:
             if checksum:
                 verify(path, checksum, redact(name))
             try:
-                read_shard(path, target)
+                read_shard(path, target, None)
             except UserError as error:
                 raise UserError(str(error).replace(str(path), redact(name))) from None
 

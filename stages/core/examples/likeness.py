@@ -99,7 +99,7 @@ def correlation(ours_NCHW: NDArray[np.generic], theirs_NCHW: NDArray[np.generic]
     Black borders of both pictures do not count, because they would make all pictures of one format alike.
     """
     ours_NHW, theirs_NHW = (smooth(pictures.mean(axis=1, dtype=np.float32)) for pictures in (ours_NCHW, theirs_NCHW))
-    either_NHW = (ours_NHW > 0) | (theirs_NHW > 0)
+    either_NHW = np.logical_or(ours_NHW > 0, theirs_NHW > 0)
     inside_NHW = either_NHW.any(axis=2, keepdims=True) & either_NHW.any(axis=1, keepdims=True)
     highest_N = np.zeros(len(ours_NHW), np.float32)
     parts = ((slice(None), slice(None)), (slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None)))

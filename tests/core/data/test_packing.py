@@ -7,7 +7,8 @@ import pytest
 
 from stages.core.data import packing
 from stages.core.data.packing import pack
-from stages.core.data.readers import list_files, read_contents
+from stages.core.data.readers.layouts import list_files, open_contents
+from stages.core.examples import image
 from stages.core.files.errors import UserError
 
 
@@ -20,10 +21,10 @@ def make_files(folder: Path, names: list[str]) -> dict[str, bytes]:
 
 
 def found(folder: Path) -> dict[str, tuple[str, str | None, str | None, bytes]]:
-    listing = list_files(folder)
+    listing = list_files(folder, image.is_example)
     return {
-        row["file"].split(".parquet/")[-1]: (row["label"], row["split"], row["group"], content)
-        for row, content in zip(listing.iter_rows(named=True), read_contents(listing, folder), strict=True)
+        row["file"].split(".parquet/")[-1]: (row["label"], row["split"], row["group"], read())
+        for row, read in zip(listing.iter_rows(named=True), open_contents(listing, folder), strict=True)
     }
 
 
@@ -62,7 +63,7 @@ def test_shards_are_packed_again(tmp_path: Path) -> None:
     table.write_parquet(tmp_path / "tree/train-0.parquet")
     pack(tmp_path / "tree", tmp_path / "packed")
     assert {content for *_, content in found(tmp_path / "packed").values()} == {b"x", b"y"}
-    assert list_files(tmp_path / "packed")["split"].to_list() == ["train", "train"]
+    assert list_files(tmp_path / "packed", image.is_example)["split"].to_list() == ["train", "train"]
 
 
 def test_a_single_class_is_most_likely_a_folder_too_many(tmp_path: Path) -> None:

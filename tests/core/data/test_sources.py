@@ -26,8 +26,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from stages.core.data.config import Dataset, PipSource, Source
 from stages.core.data.idx import FILES, NAMES, read_idx, write_idx
-from stages.core.data.readers import list_files, read_contents
+from stages.core.data.readers.layouts import list_files, open_contents
 from stages.core.data.sources import fetch, fetch_first, split_named
+from stages.core.examples import image
 from stages.core.files.errors import TemporaryError, UserError
 
 MEMBER = "tiny_digits/data/digits.pkl.gz"
@@ -107,9 +108,9 @@ def source(**fields: Any) -> Any:
 
 def delivered(folder: Path) -> dict[str, tuple[str, bytes]]:
     """Return the label and the content of each file, by its name in the archive."""
-    listing = list_files(folder)
-    contents = zip(listing["file"], listing["label"], read_contents(listing, folder), strict=True)
-    return {file.partition(".parquet/")[2]: (label, content) for file, label, content in contents}
+    listing = list_files(folder, image.is_example)
+    contents = zip(listing["file"], listing["label"], open_contents(listing, folder), strict=True)
+    return {file.partition(".parquet/")[2]: (label, read()) for file, label, read in contents}
 
 
 def expected(pictures: dict[str, bytes] = PICTURES) -> dict[str, tuple[str, bytes]]:
@@ -184,9 +185,9 @@ def shards(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("pattern", ["**/*.parquet", "default/*/000*", "default/*/*.parquet"])
 def test_shards_of_a_pattern_keep_the_splits_of_their_folders(out: Path, shards: Path, pattern: str) -> None:
     fetch(source(kind="parquet", urls=[f"{shards}/{pattern}"]), out)
-    listing = list_files(out)
+    listing = list_files(out, image.is_example)
     assert listing.select("split", "label").rows() == [("test", "class 0"), ("train", "class 0"), ("train", "class 1")]
-    assert [*read_contents(listing, out)] == [b"test-0.png", b"train-0.png", b"train-1.png"]
+    assert [read() for read in open_contents(listing, out)] == [b"test-0.png", b"train-0.png", b"train-1.png"]
 
 
 @pytest.mark.parametrize(

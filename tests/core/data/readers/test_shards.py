@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from stages.core.data.raw import list_raw_files
-from stages.core.data.readers import list_files, open_contents
+from stages.core.data.readers.layouts import list_files, open_contents
 from stages.core.data.readers.shards import find_split
 from stages.core.examples.image import is_example
 from stages.core.files.errors import UserError

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from stages.core.data.raw import list_raw_files
-from stages.core.data.readers import list_files
+from stages.core.data.readers.layouts import list_files
 from stages.core.data.readers.table import read
 from stages.core.examples.image import is_example
 from stages.core.files.errors import UserError

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from stages.core.data.raw import list_raw_files
-from stages.core.data.readers import list_files
+from stages.core.data.readers.layouts import list_files
 from stages.core.data.readers.listing import is_hidden, locate, natural, printable
 from stages.core.data.readers.tree import read
 from stages.core.examples.image import is_example
