@@ -400,7 +400,7 @@ def test_faulty_server_of_archives(  # noqa: PLR0917  # pytest calls it
     (server.idx / "idx.tgz").write_bytes(packed)
     temporary, reason = ARCHIVE_FAULTS[fault]
     url = f"http://user:s3cr3t@127.0.0.1:{server.server_port}"
-    good = {"kind": "archive", "url": f"{url}/good/idx.tgz", "sha256": sha256(packed)}
+    good: dict[str, Any] = {"kind": "archive", "url": f"{url}/good/idx.tgz", "sha256": sha256(packed)}
     bad = {**good, "url": f"{url}/{fault}/idx.tgz?token=s3cr3t"}
     if kind == "parquet":
         bad = {"kind": kind, "urls": [bad["url"]], "sha256": [bad["sha256"]]}
