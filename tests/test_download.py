@@ -23,7 +23,7 @@ from tests.core.data.test_sources import MEMBER, add_wheel, pack_pairs, pip_sour
 TINY = Path("artifacts/raw/tiny")
 
 
-def set_sources(params: dict[str, Any], *sources: dict[str, str]) -> None:
+def set_sources(params: dict[str, Any], *sources: dict[str, Any]) -> None:
     params["datasets"]["tiny"]["sources"] = list(sources)
     write_params(params, Path())
 
