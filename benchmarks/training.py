@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks.report import PROJECT
 from stages.core.config.params import PARAMS, Params, load_params, override_params
 from stages.core.data.splits import read_dataset
+from stages.core.examples.config import Augmentation
 from stages.core.examples.spec import Spec
 from stages.core.nets.registry import build_model
 from stages.core.training.batches import Examples, as_tensors, place
@@ -26,7 +27,7 @@ from stages.core.training.progress import Row
 from stages.core.training.state import TrainState, create_state
 from stages.train import tune_process
 
-UNMOVED = {f"augmentation.{kind}": 0 for kind in ("shift", "rotation", "scale", "shear", "elastic")}
+UNMOVED = {f"augmentation.{kind}": 0 for kind in Augmentation.model_fields}
 
 
 class Data(NamedTuple):

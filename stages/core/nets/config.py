@@ -27,9 +27,9 @@ class MlpConfig(Section):
 
 
 class ConvNetConfig(Section):
-    """Configure blocks of unpadded convolutions: each reduces height and width by 2 pixels, the first one by 4.
+    """Configure blocks of convolutions. All blocks but the last halve height and width.
 
-    All blocks but the last also halve height and width.
+    Without padding, each convolution also reduces height and width by 2 pixels, the first one by 4.
     """
 
     name: Literal["convnet"]
@@ -39,6 +39,8 @@ class ConvNetConfig(Section):
     """The output channels of the convolutions of each block."""
     stem: Literal["pool", "stride"]
     """The operation that halves the size in the first block: max pooling, or a convolution of stride 2."""
+    padding: Literal["valid", "same"]
+    """The padding of the convolutions: none, or zeros around the image that keep its height and width."""
     head: Literal["flatten", "max"]
     """The features that the classifier sees: all positions, or the maximum of each channel."""
     dropout: Dropout

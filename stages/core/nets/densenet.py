@@ -3,6 +3,7 @@
 from torch import nn
 
 from stages.core.nets.config import DenseNetConfig
+from stages.core.nets.sizes import check_smallest
 
 
 def densenet(config: DenseNetConfig, shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -10,6 +11,8 @@ def densenet(config: DenseNetConfig, shape: tuple[int, ...], num_classes: int) -
 
     Its 7x7 stem of stride 2 is replaced by a 3x3 convolution of stride 1.
     """
+    # A max-pool that keeps a last odd pixel, and an average pool between blocks that drops it.
+    check_smallest(config.name, "blocks", shape, 2 ** len(config.blocks) - 1)
     from torchvision.models.densenet import DenseNet  # noqa: PLC0415  # Importing it takes seconds.
 
     network = DenseNet(

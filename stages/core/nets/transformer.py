@@ -3,11 +3,13 @@
 Shape suffixes: N images, C planes, H x W pixels, T steps of a sequence, D features.
 """
 
+from math import gcd
+
 import torch
 from torch import Tensor, nn
 
-from stages.core.files.errors import UserError
 from stages.core.nets.config import TransformerConfig
+from stages.core.nets.sizes import check_divides
 
 
 class Transformer(nn.Module):
@@ -20,8 +22,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         planes, height, width = shape
-        if height % config.patch or width % config.patch:
-            raise UserError(f"patches of {config.patch}x{config.patch} do not divide images of {height}x{width}")
+        check_divides(config.name, "patch", config.patch, shape, gcd(height, width))
         steps = 1 + height // config.patch * (width // config.patch)
         self.embed = nn.Conv2d(planes, config.dim, config.patch, stride=config.patch)
         self.token = nn.Parameter(torch.zeros(1, 1, config.dim))

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from stages.core.nets.config import VggConfig
+from stages.core.nets.sizes import check_smallest
 
 
 def vgg(config: VggConfig, shape: tuple[int, ...], num_classes: int) -> nn.Module:
@@ -11,6 +12,7 @@ def vgg(config: VggConfig, shape: tuple[int, ...], num_classes: int) -> nn.Modul
 
     Its head is replaced by global average pooling and a linear layer.
     """
+    check_smallest(config.name, "layers", shape, 2 ** config.layers.count("M"))
     from torchvision.models.vgg import VGG, make_layers  # noqa: PLC0415  # Importing it takes seconds.
 
     features = make_layers(list(config.layers), batch_norm=True)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stages.core.files.errors import UserError
 from stages.core.nets.config import WaveNetConfig
+from stages.core.nets.sizes import check_divides
 
 
 class WaveNet(nn.Module):
@@ -21,8 +21,7 @@ class WaveNet(nn.Module):
     def __init__(self, config: WaveNetConfig, shape: tuple[int, ...], num_classes: int) -> None:
         super().__init__()
         planes, height, width = shape
-        if height * width % config.stride:
-            raise UserError(f"steps of {config.stride} pixels do not divide the pixels of images of {height}x{width}")
+        check_divides(config.name, "stride", config.stride, shape, height * width)
         channels = config.channels
         self.embed = nn.Conv1d(planes, channels, config.stride, stride=config.stride)
         self.dilations = [2**layer for layer in range(config.layers)]

@@ -1,6 +1,6 @@
 """Train epoch by epoch.
 
-Shape suffixes: N examples, S steps, K classes.
+Shape suffixes: N examples, M = N + 1 examples if each is mixed with the one before it, else N, S steps, K classes.
 """
 
 import hashlib
@@ -11,7 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from stages.core.examples.augmentation import augment
+from stages.core.examples.augmentation import augment, slots
+from stages.core.examples.mixing import draw_mixes, is_mixing, mix
 from stages.core.files.errors import UserError
 from stages.core.machine.device import autocast_dtype
 from stages.core.training.batches import Examples, batches
@@ -71,16 +72,18 @@ def train_epochs(
 
     # Sums stay on the device, because reading a number at each step would wait for the step to finish.
     loss_sum, correct = torch.zeros((), device=device), torch.zeros((), device=device)
-    order_generator, augmentation_generator = torch.Generator("cpu"), torch.Generator(device)
+    augmentation_generator = torch.Generator(device)
+    mixing = is_mixing(recipe.augmentation)
 
-    def compute_gradients(inputs: Tensor, labels_N: Tensor) -> None:
-        """Run the step up to the gradients."""
+    def compute_gradients(inputs: Tensor, labels_M: Tensor, mixes_N5: Tensor | None = None) -> None:
+        """Run the step up to the gradients; with `mixes_N5`, mix each example but the first with the one before it."""
         state.optimizer.zero_grad()
         # Augmentation is outside of autocast, because bfloat16 is too coarse for image coordinates.
-        augmented = augment(inputs, recipe.augmentation, augmentation_generator, rank, world_size)
+        augmented = augment(inputs, recipe.augmentation, augmentation_generator, rank, world_size, neighbour=mixing)
+        augmented, own_N = (augmented, None) if mixes_N5 is None else mix(augmented, mixes_N5)
         with autocast:
             logits_NK = network(augmented)
-        loss = compute_loss(logits_NK.float(), labels_N, recipe.loss, weights_K)
+        labels_N, loss = mixed_loss(logits_NK.float(), labels_M, own_N, recipe.loss, weights_K)
         loss_sum.add_(loss.detach(), alpha=own_size)
         correct.add_((logits_NK.detach().argmax(1) == labels_N).sum())
         if recipe.regularization.l1:
@@ -94,18 +97,15 @@ def train_epochs(
         update_average = moving_average_step(state.average, state.model, recipe.regularization.ema)
 
     for epoch in range(first_epoch, recipe.epochs + 1):
-        order_generator.manual_seed(derive_seed("order", seed, epoch))
         augmentation_generator.manual_seed(derive_seed("augmentation", seed, epoch))
         torch.manual_seed(derive_seed("dropout", seed, epoch, rank))
-        order_SN = torch.randperm(train.size, generator=order_generator)[: steps * batch_size]
-        own_order_SN = order_SN.view(steps, world_size, own_size)[:, rank]
         lr = float(state.schedule.get_last_lr()[0])
         loss_sum.zero_()
         correct.zero_()
 
         network.train()
-        for inputs, labels_N in batches(train, own_order_SN, device):
-            compute_gradients(inputs, labels_N)
+        for inputs_of_step in epoch_inputs(train, recipe, seed, epoch, device):
+            compute_gradients(*inputs_of_step)
             state.optimizer.step()
             state.schedule.step()
             update_average()
@@ -118,12 +118,36 @@ def train_epochs(
             )
         yield {
             "epoch": epoch,
-            "train_loss": train_loss / order_SN.numel(),
-            "train_accuracy": train_correct / order_SN.numel(),
+            "train_loss": train_loss / (steps * batch_size),
+            "train_accuracy": train_correct / (steps * batch_size),
             "validation_loss": validation_loss,
             "validation_accuracy": validation_accuracy,
             "lr": lr,
         }
+
+
+def epoch_inputs(
+    train: Examples, recipe: Recipe, seed: int, epoch: int, device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield what this process needs for each step of an epoch, on `device`: inputs [M, ...], labels [M].
+
+    With mixing, each step also gets the amounts [N, 5], see `draw_mixes`.
+    """
+    rank, world_size = rank_and_world_size()
+    batch_size, steps = global_batch_size(recipe, train.size), count_steps(recipe, train.size)
+    own_size = batch_size // world_size
+    generator = torch.Generator().manual_seed(derive_seed("order", seed, epoch))
+    order_SN = torch.randperm(train.size, generator=generator)[: steps * batch_size].view(steps, batch_size)
+    own_slice = slice(rank * own_size, (rank + 1) * own_size)
+    if not is_mixing(recipe.augmentation):
+        yield from batches(train, order_SN[:, own_slice], device)
+        return
+    own_order_SM = order_SN[:, slots(rank, own_size, batch_size, order_SN.device)]
+    mixing_seed = derive_seed("mixing", seed, epoch)
+    mixes_SN5 = draw_mixes(recipe.augmentation, mixing_seed, steps, batch_size, train.inputs.shape[1:])
+    own_mixes_SN5 = mixes_SN5[:, own_slice].to(device)
+    for (inputs, labels_M), mixes_N5 in zip(batches(train, own_order_SM, device), own_mixes_SN5, strict=True):
+        yield inputs, labels_M, mixes_N5
 
 
 def evaluate_loss(
@@ -145,6 +169,33 @@ def evaluate_loss(
             correct += (logits_NK.argmax(1) == labels_N).sum()
     loss_total, correct_total = sum_over_processes(loss_sum, correct)
     return loss_total / examples.size, correct_total / examples.size
+
+
+def mixed_loss(
+    logits_NK: Tensor, labels_M: Tensor, own_N: Tensor | None, loss: Loss, weights_K: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return each example's label, of the larger share if it is mixed, and the mean loss.
+
+    `own_N` is the share of the example itself; the rest is that of the one before it. The loss of a mixed example is
+    that of both labels, weighted by their shares. None means that no example is mixed.
+    """
+    if own_N is None:
+        return labels_M, compute_loss(logits_NK, labels_M, loss, weights_K)
+    own_labels_N, other_labels_N = labels_M[1:], labels_M[:-1]
+    own_losses_N, other_losses_N = (
+        compute_losses(logits_NK, labels, loss, weights_K) for labels in (own_labels_N, other_labels_N)
+    )
+    labels_N = torch.where(own_N >= 0.5, own_labels_N, other_labels_N)
+    return labels_N, torch.lerp(other_losses_N, own_losses_N, own_N).mean()
+
+
+def compute_losses(logits_NK: Tensor, labels_N: Tensor, loss: Loss, weights_K: Tensor | None) -> Tensor:
+    """Return the loss of each example."""
+
+    def loss_of_one(logits_K: Tensor, label: Tensor) -> Tensor:
+        return compute_loss(logits_K[None], label[None], loss, weights_K)
+
+    return torch.vmap(loss_of_one)(logits_NK, labels_N)
 
 
 def derive_seed(*name: object) -> int:

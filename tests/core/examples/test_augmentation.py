@@ -7,12 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.examples.augmentation import augment
+from stages.core.examples.augmentation import augment, crop, slots
 from stages.core.examples.config import Augmentation
 
-OFF = {"shift": 0, "rotation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0}
-EACH = [{"shift": 2}, {"rotation": 30.0}, {"scale": 0.3}, {"shear": 20.0}, {"elastic": 1.5}]
-ALL: dict[str, Any] = {"shift": 2, "rotation": 15.0, "scale": 0.2, "shear": 10.0, "elastic": 1.0}
+OFF = dict.fromkeys(Augmentation.model_fields, 0)
+EACH = [{"shift": 2}, {"rotation": 30.0}, {"scale": 0.3}, {"shear": 20.0}, {"elastic": 1.5}, {"crop": 0.5},
+        {"erase": 0.2}]  # fmt: skip
+ALL: dict[str, Any] = {"shift": 2, "rotation": 15.0, "scale": 0.2, "shear": 10.0, "elastic": 1.0, "flip": 0.5,
+                       "crop": 0.5, "erase": 0.2}  # fmt: skip
+NEW: dict[str, Any] = {"flip": 0.5, "crop": 0.5, "color": 0.4, "erase": 0.2}
 
 
 def change(images: Tensor, seed: int = 1, rank: int = 0, world_size: int = 1, **amounts: Any) -> Tensor:
@@ -20,13 +23,20 @@ def change(images: Tensor, seed: int = 1, rank: int = 0, world_size: int = 1, **
     return augment(images, config, torch.Generator().manual_seed(seed), rank, world_size)
 
 
+def make_colors(count: int = 50, planes: int = 3, height: int = 12, width: int = 9) -> Tensor:
+    """Return raw images of random pixels."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(256, (count, planes, height, width), dtype=torch.uint8, generator=generator)
+
+
 def make_images(count: int = 50, height: int = 20, width: int = 20) -> Tensor:
     return torch.rand((count, 1, height, width), generator=torch.Generator().manual_seed(1))
 
 
-def test_all_off_leaves_the_images() -> None:
+@pytest.mark.parametrize("amounts", [{}, {"crop": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
+def test_all_off_leaves_the_images(amounts: dict[str, float]) -> None:
     images = make_images()
-    assert change(images) is images
+    assert change(images, **amounts) is images
 
 
 @pytest.mark.parametrize("pixels", [1, 2])
@@ -129,10 +139,22 @@ def test_the_generator_decides(amounts: dict[str, Any]) -> None:
     assert len({tuple(image.flatten().tolist()) for image in change(alike, **amounts)}) > 15  # each by its own amounts
 
 
-def test_slices_of_a_batch_get_what_they_get_in_the_whole() -> None:
-    images = make_images(60)
-    slices = [change(part, rank=rank, world_size=3, **ALL) for rank, part in enumerate(images.split(20))]
-    torch.testing.assert_close(torch.cat(slices), change(images, **ALL))
+@pytest.mark.parametrize("amounts", [ALL, NEW])
+@pytest.mark.parametrize("planes", [1, 3])
+def test_slices_of_a_batch_get_what_they_get_in_the_whole(amounts: dict[str, Any], planes: int) -> None:
+    images = make_colors(60, planes)
+    slices = [change(part, rank=rank, world_size=3, **amounts) for rank, part in enumerate(images.split(20))]
+    torch.testing.assert_close(torch.cat(slices), change(images, **amounts))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_the_neighbour_of_a_slice_gets_what_it_gets_in_the_whole(world_size: int) -> None:
+    images, config, count = make_colors(60), Augmentation.model_validate(OFF | ALL | NEW), 60 // world_size
+    whole = change(images, **(ALL | NEW))
+    for rank in range(world_size):
+        mine, generator = slots(rank, count, 60, images.device), torch.Generator().manual_seed(1)
+        changed = augment(images[mine], config, generator, rank, world_size, neighbour=True)
+        torch.testing.assert_close(changed, whole[mine])
 
 
 @pytest.mark.parametrize("amounts", [*EACH, ALL])
@@ -146,3 +168,108 @@ def test_bytes_become_the_same_floats(amounts: dict[str, Any]) -> None:
     assert changed.min() >= -1e-3
     assert changed.max() <= 255 + 1e-3
     assert changed.max() > 200
+
+
+def test_flip_mirrors_exactly_as_often_as_it_says() -> None:
+    images = make_colors(1000)
+    changed = change(images, flip=0.3)
+    mirrored = (changed == images.flip(3)).flatten(1).all(1)
+    assert ((changed == images).flatten(1).all(1) ^ mirrored).all()
+    assert mirrored.float().mean().item() == pytest.approx(0.3, abs=0.05)
+    assert torch.equal(change(images, flip=1.0), images.flip(3).float())
+
+
+def test_new_changes_leave_the_draws_of_the_geometric_ones() -> None:
+    images, geometric = make_images(), {"shift": 2, "rotation": 15.0, "elastic": 1.0}
+    plain, flipped = change(images, **geometric), change(images, **geometric, flip=1.0)
+    assert torch.equal(flipped, plain.flip(3))
+
+
+def draw_crops(smallest: float, count: int = 4000) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return crop(smallest, lambda: 2 * torch.rand(count, generator=generator) - 1)
+
+
+@pytest.mark.parametrize("smallest", [0.1, 0.5])
+def test_crops_have_areas_and_shapes_within_their_bounds(smallest: float) -> None:
+    matrices = draw_crops(smallest)
+    wide, high, right, down = matrices[:, 0, 0], matrices[:, 1, 1], matrices[:, 0, 2], matrices[:, 1, 2]
+    assert (right.abs() + wide <= 1 + 1e-6).all()  # within the image
+    assert (down.abs() + high <= 1 + 1e-6).all()
+    assert 0.75 - 1e-5 <= (wide / high).min() < 0.78
+    assert 1.29 < (wide / high).max() <= 4 / 3 + 1e-5
+    is_whole = (wide < 1) & (high < 1)
+    area = (wide * high)[is_whole]
+    assert smallest - 1e-5 <= area.min() < smallest + 0.02
+    assert area.max() > 0.9
+
+
+def test_a_crop_is_enlarged_to_the_whole_image() -> None:
+    """Of an image whose pixels are their places, a crop has the places of a rectangle."""
+    height, width = 16, 24
+    rows, columns = torch.arange(height).float(), torch.arange(width).float()
+    places = torch.stack([rows[:, None].expand(-1, width), columns.expand(height, -1)])
+    changed = change(places.expand(300, -1, -1, -1), crop=0.25)
+    assert (changed[:, 0] - changed[:, 0, :, :1]).abs().max() < 1e-3  # A row of it lies in a row of the image.
+    assert (changed[:, 1] - changed[:, 1, :1]).abs().max() < 1e-3
+    shares = (changed[:, 0, 9, 0] - changed[:, 0, 6, 0]) / 3, (changed[:, 1, 0, 13] - changed[:, 1, 0, 10]) / 3
+    area = shares[0] * shares[1]
+    assert 0.24 < area.min() < 0.35
+    assert 0.9 < area.max() < 1.01
+
+
+def test_color_changes_brightness_contrast_and_saturation_by_up_to_its_strength() -> None:
+    grey = torch.full((600, 1, 6, 5), 100.0)  # Only its brightness changes.
+    changed = change(grey, color=0.4)
+    assert (changed - changed[:, :, :1, :1]).abs().max() < 1e-3
+    assert 60 - 1e-3 <= changed.min() < 62
+    assert 138 < changed.max() <= 140 + 1e-3
+
+    two = torch.full((600, 1, 6, 4), 80.0)  # Contrast is the relation of difference and mean.
+    two[..., ::2] = 120.0
+    changed = change(two, color=0.4)
+    contrast = (changed[:, 0, 0, 0] - changed[:, 0, 0, 1]) / changed.mean((1, 2, 3)) / 0.4
+    assert 0.6 - 1e-3 <= contrast.min() < 0.62
+    assert 1.38 < contrast.max() <= 1.4 + 1e-3
+
+    tinted = torch.tensor([120.0, 100.0, 80.0]).view(1, 3, 1, 1).expand(600, -1, 6, 5)  # of no contrast
+    changed = change(tinted, color=0.4)[:, :, 0, 0]
+    luma = changed @ torch.tensor([0.299, 0.587, 0.114])
+    saturation = (changed[:, 0] - changed[:, 2]) / luma / (40 / 103.7)
+    assert saturation.max() / saturation.min() > 1.7
+    assert saturation.min() < 0.75
+    assert saturation.max() > 1.25
+
+
+@pytest.mark.parametrize("planes", [1, 2, 3, 4])
+def test_colors_stay_within_their_range(planes: int) -> None:
+    images = make_colors(planes=planes)
+    changed = change(images, color=1.0)
+    assert changed.shape == images.shape
+    assert changed.min() == 0
+    assert changed.max() == 255
+    assert (
+        len({tuple(image.flatten().tolist()) for image in change(images[:1].expand(50, -1, -1, -1), color=0.5)}) == 50
+    )
+
+
+def test_erase_fills_a_square_with_the_mean() -> None:
+    images = make_colors(2000, height=20, width=30)
+    changed = change(images, erase=0.06)  # a square of 6x6 pixels
+    erased = (changed != images).any(1)
+    means = images.float().mean((2, 3), keepdim=True).expand_as(changed)
+    torch.testing.assert_close(changed, torch.where(erased[:, None], means, images))
+    rows, columns = erased.any(2).sum(1), erased.any(1).sum(1)
+    assert torch.equal(rows * columns, erased.sum((1, 2)))  # They are rectangles,
+    assert rows.max() == columns.max() == 6
+    assert rows.min() == columns.min() == 3  # which the border may cut in half,
+    assert (erased.sum((1, 2)) == 36).float().mean() > 0.5
+    assert erased.any(0).all()  # at any place.
+
+
+@pytest.mark.parametrize("amounts", [*EACH, ALL, NEW, {"flip": 0.5}, {"color": 0.5}])
+def test_colour_images_are_changed_alike_in_all_planes(amounts: dict[str, Any]) -> None:
+    """Three equal planes stay equal: all of them are moved by the same amounts, and grey has no colour to change."""
+    images = make_colors(planes=1).expand(-1, 3, -1, -1)
+    changed = change(images, **amounts)
+    torch.testing.assert_close(changed, changed[:, :1].expand_as(changed), atol=1e-3, rtol=1e-4)

@@ -1,5 +1,7 @@
 """Provide a small network of each family, and the spec of what they take."""
 
+from typing import Any
+
 from stages.core.examples.spec import Spec
 from stages.core.nets.config import (
     ConvNetConfig,
@@ -26,10 +28,9 @@ def mlp(*hidden: int, dropout: float = 0.0) -> MlpConfig:
     return MlpConfig(name="mlp", hidden=list(hidden), dropout=dropout)
 
 
-def convnet(*channels: list[int], stem: str = "pool", head: str = "flatten", dropout: float = 0.0) -> ConvNetConfig:
-    return ConvNetConfig.model_validate(
-        {"name": "convnet", "channels": list(channels), "stem": stem, "head": head, "dropout": dropout}
-    )
+def convnet(*channels: list[int], **options: Any) -> ConvNetConfig:
+    plain = {"name": "convnet", "stem": "pool", "padding": "valid", "head": "flatten", "dropout": 0.0}
+    return ConvNetConfig.model_validate(plain | {"channels": list(channels)} | options)
 
 
 VGG = VggConfig(name="vgg", layers=[4, "M", 6, 8, "M"], dropout=0.0)

@@ -128,12 +128,23 @@ def test_weights_come_from_the_global_generator() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "height", "width"),
-    [(convnet([2], [2], [2]), 19, 28), (convnet([2], [2], [2]), 28, 19), (VGG, 3, 3), (DENSENET, 1, 1)],
+    ("config", "field", "smallest"),
+    [
+        (convnet([2], [2], [2]), "channels", 20),
+        (convnet([2], [2], [2], padding="same"), "channels", 4),
+        (convnet([2, 2], [2], stem="stride"), "channels", 13),
+        (convnet([2], [2, 2], stem="stride", padding="same"), "channels", 1),
+        (VGG, "layers", 4),
+        (DENSENET, "blocks", 3),
+        (DENSENET.model_copy(update={"blocks": [1, 1, 1]}), "blocks", 7),
+    ],
 )
-def test_images_must_be_large_enough(config: NetConfig, height: int, width: int) -> None:
-    with pytest.raises(UserError, match=f"^network '{config.name}' does not take images of {height}x{width}: "):
-        build_model(config, make_spec((1, height, width)))
+def test_images_must_be_large_enough(config: NetConfig, field: str, smallest: int) -> None:
+    assert build_model(config, make_spec((1, smallest, smallest))).eval()(make_images(2, 1, smallest, smallest)).shape
+    for height, width in [(smallest - 1, 28), (28, smallest - 1)] if smallest > 1 else []:
+        message = f"network '{config.name}' does not take images of {height}x{width}: with this model.{field}, allowed:"
+        with pytest.raises(UserError, match=f"^{message} at least {smallest}x{smallest}$"):
+            build_model(config, make_spec((1, height, width)))
 
 
 def test_a_network_must_fit_into_an_onnx_file() -> None:
@@ -143,15 +154,42 @@ def test_a_network_must_fit_into_an_onnx_file() -> None:
 
 
 def test_patches_must_divide_the_image() -> None:
-    with pytest.raises(UserError, match=r"^patches of 4x4 do not divide images of 28x30$"):
+    message = "network 'transformer' does not take images of 28x30: model.patch: found 4, allowed: 1, 2"
+    with pytest.raises(UserError, match=f"^{message}$"):
         build_model(TRANSFORMER, make_spec((1, 28, 30)))
 
 
 def test_steps_must_divide_the_image() -> None:
-    with pytest.raises(UserError, match=r"^steps of 2 pixels do not divide the pixels of images of 5x7$"):
+    message = "network 'wavenet' does not take images of 5x7: model.stride: found 2, allowed: 1, 5, 7, 35"
+    with pytest.raises(UserError, match=f"^{message}$"):
         build_model(WAVENET, make_spec((1, 5, 7)))
 
 
-def test_the_smallest_images_that_a_convnet_takes() -> None:
-    model = build_model(convnet([2], [2], [2]), make_spec((1, 20, 20))).eval()
-    assert model(make_images(2, 1, 20, 20)).shape == (2, 10)
+SHAPES = [(1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 64, 48), (1, 20, 30), (3, 13, 17)]
+DIVIDING = [TRANSFORMER.model_copy(update={"patch": 1, "dim": 4}), WAVENET.model_copy(update={"stride": 1})]
+ANY_SIZE = [*(config for config in FAMILIES if config not in (TRANSFORMER, WAVENET)), *DIVIDING]
+
+
+@pytest.mark.parametrize("config", [*ANY_SIZE, convnet([4], [8], padding="same")], ids=lambda config: config.name)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
+def test_images_of_any_shape_are_classified(config: NetConfig, shape: tuple[int, int, int]) -> None:
+    logits = build_model(config, make_spec(shape, 4))(make_images(3, *shape))
+    assert logits.shape == (3, 4)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes? .*_flat_weights")  # as in stages/export.py
+@pytest.mark.parametrize("config", [*ANY_SIZE, convnet([4], [8], padding="same")], ids=lambda config: config.name)
+def test_networks_can_be_exported_for_odd_sizes(config: NetConfig) -> None:
+    """The trace is the first step of the export; its batch must be dynamic."""
+    model, images = build_model(config, make_spec((3, 13, 17), 4)).eval(), make_images(3, 3, 13, 17)
+    logits = model(images)
+    program = torch.export.export(model, (images[:2],), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.testing.assert_close(program.module()(images), logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 13, 17)])
+def test_padding_keeps_the_size(shape: tuple[int, int, int]) -> None:
+    model = build_model(convnet([4], [8], padding="same"), make_spec(shape)).eval()
+    features = model.get_submodule("network")[:-3](torch.zeros((1, *shape)))
+    assert features.shape == (1, 8, shape[1] // 2, shape[2] // 2)

@@ -6,6 +6,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from stages.core.examples.config import Augmentation
 from stages.core.nets.config import NetConfig
 from stages.core.nets.registry import build_model
 from stages.core.training.batches import Examples
@@ -14,16 +15,16 @@ from stages.core.training.loop import count_steps, train_epochs
 from stages.core.training.progress import Row
 from stages.core.training.state import TrainState, create_state
 from tests.conftest import make_images
-from tests.core.nets.small_networks import DENSENET, GRU, LSTM, RESNET, TRANSFORMER, VGG, make_spec
+from tests.core.nets.small_networks import DENSENET, GRU, LSTM, RESNET, TRANSFORMER, VGG, convnet, make_spec
 from tests.core.nets.small_networks import WAVENET as SHORT_WAVENET
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 LOSS = CrossEntropy(name="cross_entropy", label_smoothing=0.0, class_weight=0.0)
 MLP = {"name": "mlp", "hidden": [64], "dropout": 0.0}
-CONVNET = {"name": "convnet", "channels": [[8], [16]], "stem": "pool", "head": "flatten", "dropout": 0.0}
+CONVNET = convnet([8], [16]).model_dump()
 WAVENET = SHORT_WAVENET.model_copy(update={"stride": 7, "layers": 7, "channels": 16})  # Its last steps see all others.
 OTHERS = [config.model_dump() for config in (VGG, RESNET, DENSENET, LSTM, GRU, TRANSFORMER, WAVENET)]
-NO_AUGMENTATION = {"shift": 0, "rotation": 0.0, "scale": 0.0, "shear": 0.0, "elastic": 0.0}
+NO_AUGMENTATION = dict.fromkeys(Augmentation.model_fields, 0)
 NO_REGULARIZATION = {"l1": 0.0, "ema": 0.0, "patience": 0}
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.0, "nesterov": False, "weight_decay": 0.0}
 

@@ -32,8 +32,9 @@ EAGER, REPLAYED = make_machine(device="cuda", cuda_graph=False), make_machine(de
 @pytest.mark.parametrize("model", [MLP, CONVNET, *OTHERS], ids=lambda model: model["name"])
 def test_replayed_it_learns_as_step_by_step(model: dict[str, Any]) -> None:
     """From the second step on, with new images, rates and random numbers at each."""
+    amounts = {"shift": 2, "rotation": 10.0, "elastic": 0.5, "flip": 0.5, "crop": 0.5, "color": 0.2, "erase": 0.1}
     settings = {
-        "augmentation": NO_AUGMENTATION | {"shift": 2, "rotation": 10.0, "elastic": 0.5},
+        "augmentation": NO_AUGMENTATION | amounts | {"mixup": 0.4, "cutmix": 1.0},
         "regularization": NO_REGULARIZATION | {"l1": 1e-5, "ema": 0.9},
         "optimizer": SGD | {"lr": 0.02, "momentum": 0.9},
         "schedule": {"name": "one_cycle", "warmup": 0.25},

@@ -4,22 +4,28 @@ from math import log
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stages.core.data.splits import Split
 from stages.core.examples.augmentation import augment
+from stages.core.files.arrays import map_array, write_array
 from stages.core.files.schemas import history
 from stages.core.files.tables import validate
 from stages.core.machine.device import autocast_dtype
 from stages.core.nets.mlp import mlp
+from stages.core.nets.registry import build_model
 from stages.core.training import loop
-from stages.core.training.batches import Examples, batches
-from stages.core.training.optimization import l1_norm
+from stages.core.training.batches import Examples, as_tensors, batches
+from stages.core.training.config import CrossEntropy, Loss, Mse
+from stages.core.training.optimization import compute_loss, l1_norm
 from stages.core.training.progress import Row
-from stages.core.training.state import TrainState
+from stages.core.training.state import TrainState, create_state
+from tests.core.nets.small_networks import make_spec
 from tests.core.nets.small_networks import mlp as mlp_config
 from tests.core.training.small_runs import (
     CONVNET,
@@ -96,7 +102,7 @@ def test_gradient_of_a_linear_layer_is_the_closed_form() -> None:
 
 @pytest.mark.parametrize("model", [MLP, CONVNET], ids=lambda model: model["name"])
 def test_same_seed_same_weights(model: dict[str, Any]) -> None:
-    augmentation = NO_AUGMENTATION | {"shift": 2, "elastic": 1.0}
+    augmentation = NO_AUGMENTATION | {"shift": 2, "elastic": 1.0, "flip": 0.5, "mixup": 0.4, "cutmix": 1.0}
     recipe = make_recipe(model | {"dropout": 0.2}, augmentation=augmentation, epochs=2)
     first, again, other = (weights_of(run_training(recipe, seed)[1]) for seed in (1, 1, 2))
     assert same_weights(first, again)
@@ -115,9 +121,9 @@ def test_augmentation_is_in_full_precision(monkeypatch: pytest.MonkeyPatch) -> N
     """In bfloat16 the places in an image would be wrong by parts of a pixel."""
     precise = []
 
-    def spy(*arguments: Any) -> Tensor:
+    def spy(*arguments: Any, **options: Any) -> Tensor:
         precise.append(not torch.is_autocast_enabled("cpu"))
-        return augment(*arguments)
+        return augment(*arguments, **options)
 
     monkeypatch.setattr(loop, "augment", spy)
     run_training(make_recipe(CONVNET, precision="bfloat16", augmentation=NO_AUGMENTATION | {"shift": 2}))
@@ -233,12 +239,77 @@ def test_wrong_labels_are_learned_by_heart_less(settings: dict[str, Any]) -> Non
     assert gap < plain_gap
 
 
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.4, "cutmix": 1.0}], ids=["plain", "mixed"])
 @pytest.mark.parametrize("first_epoch", [2, 3])
-def test_training_may_begin_at_any_epoch(first_epoch: int) -> None:
+def test_training_may_begin_at_any_epoch(first_epoch: int, mixing: dict[str, float]) -> None:
     """What an epoch draws at random does not depend on the epochs before it."""
-    settings = {"augmentation": NO_AUGMENTATION | {"shift": 2}, "epochs": 3, "optimizer": SGD | {"lr": 1e-30}}
+    augmentation = NO_AUGMENTATION | {"shift": 2, "erase": 0.1} | mixing
+    settings = {"augmentation": augmentation, "epochs": 3, "optimizer": SGD | {"lr": 1e-30}}
     recipe = make_recipe(MLP | {"dropout": 0.5}, **settings)
     rows, _ = run_training(recipe)
     later_rows, _ = run_training(recipe, first_epoch=first_epoch)
     assert later_rows == rows[first_epoch - 1 :]
     assert len({row["train_loss"] for row in rows}) == 3
+
+
+@pytest.mark.parametrize("loss", [LOSS, CrossEntropy(name="cross_entropy", label_smoothing=0.1), Mse(name="mse")])
+def test_losses_of_single_examples_have_the_loss_as_their_mean(loss: Loss) -> None:
+    logits, labels = torch.randn((6, 4), generator=torch.Generator().manual_seed(1)), torch.arange(6) % 4
+    losses = loop.compute_losses(logits, labels, loss)
+    assert losses.shape == (6,)
+    torch.testing.assert_close(losses.mean(), compute_loss(logits, labels, loss))
+
+
+def test_mixed_loss_is_that_of_mixed_targets() -> None:
+    logits, labels = torch.randn((3, 4), generator=torch.Generator().manual_seed(1)), torch.tensor([3, 0, 1, 2])
+    own = torch.tensor([0.75, 0.5, 0.0])
+    main_labels, loss = loop.mixed_loss(logits, labels, own, LOSS)
+    targets = own[:, None] * F.one_hot(labels[1:], 4) + (1 - own[:, None]) * F.one_hot(labels[:-1], 4)
+    torch.testing.assert_close(loss, F.cross_entropy(logits, targets))
+    assert main_labels.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("amounts", [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0}])
+def test_mixed_examples_teach_their_classes(amounts: dict[str, float]) -> None:
+    recipe = make_recipe(CONVNET, epochs=20, augmentation=NO_AUGMENTATION | amounts)
+    rows, _ = run_training(recipe)
+    assert rows[-1]["validation_accuracy"] > 0.9
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+@pytest.mark.parametrize("mixing", [{}, {"mixup": 0.4, "cutmix": 1.0}], ids=["plain", "mixed"])
+def test_an_epoch_does_not_depend_on_the_number_of_processes(
+    monkeypatch: pytest.MonkeyPatch, mixing: dict[str, float]
+) -> None:
+    """Processes of the same model, whose slices of the batches are put together here, see what one process sees."""
+    augmentation = NO_AUGMENTATION | {"shift": 2, "flip": 0.5, "erase": 0.1} | mixing
+    recipe = make_recipe(MLP, augmentation=augmentation, optimizer=SGD | {"lr": 1e-30})
+    monkeypatch.setattr(loop, "DistributedDataParallel", lambda model: model)
+
+    def results(rank: int, world_size: int) -> tuple[float, float]:
+        monkeypatch.setattr(loop, "rank_and_world_size", lambda: (rank, world_size))
+        [row], _ = run_training(recipe)
+        return row["train_loss"], row["train_accuracy"]
+
+    alone, parts = results(0, 1), [results(rank, 2) for rank in (0, 1)]
+    assert [sum(values) for values in zip(*parts, strict=True)] == pytest.approx(alone, rel=1e-5)
+    assert parts[0] != parts[1]
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["in memory", "read ahead"])
+def test_colour_images_are_augmented_and_learned(tmp_path: Path, mapped: bool) -> None:
+    """Three classes: red, green and blue pictures."""
+    labels = torch.arange(60) % 3
+    inputs = torch.randint(100, (60, 3, 12, 10), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    inputs[torch.arange(60), labels] += 100
+    examples = Examples(inputs, labels)
+    if mapped:
+        write_array(tmp_path / "train.npy", inputs.shape, np.dtype("uint8"), [inputs.numpy()])
+        mapped_inputs = map_array(tmp_path / "train.npy", inputs.shape, np.dtype("uint8"))
+        examples = as_tensors(Split(mapped_inputs, labels.numpy()))
+    amounts = {"shift": 1, "flip": 0.5, "crop": 0.5, "color": 0.2, "erase": 0.1, "mixup": 0.2, "cutmix": 1.0}
+    recipe = make_recipe(CONVNET | {"padding": "same"}, epochs=20, augmentation=NO_AUGMENTATION | amounts)
+    model = build_model(recipe.model, make_spec((3, 12, 10), 3))
+    state = create_state(recipe, model, recipe.epochs * 3)
+    *_, row = loop.train_epochs(state, recipe, examples, examples, 1, machine=make_machine())
+    assert row["validation_accuracy"] > 0.95
