@@ -48,6 +48,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0  # a tag of TIFF, and its value for inverted grey levels
+BYTES_PER_PIXEL = 8  # PNG, the largest format, has at most this many.
 DEPTHS = (8, 10, 12, 14, 16, 32)  # bits per pixel that cameras and scanners use
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 LARGE = 10_000_000  # pixels; larger pictures are decoded one at a time, because each takes a lot of memory
