@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 AREAS = 8  # in each direction
 MIN_COARSE = 0.5  # correlation of the levels below which pixels are not compared
 MIN_CORRELATION = 0.95  # of the pixels of pictures that look the same
+MIN_SMOOTH = 0.985  # or of their pixels after smoothing, which hides a shift by a fraction of a pixel
 NORM = 4000  # of a picture's levels; products of two stay below 2^24, up to which float32 holds each whole number
 BLOCK = 512  # pictures handled at once
 OTHERS = 16384  # pictures that a block is compared with at once, which takes 4 bytes for each pair
@@ -74,7 +75,7 @@ def find_alike(inputs: Inputs, rows_N: NDArray[np.int64], rows_M: NDArray[np.int
         best_N, products_N = find_best(coarse_levels(inputs, block), levels_MD)
         near = np.flatnonzero(products_N >= MIN_COARSE * NORM**2)
         theirs = rows_M[best_N[near]]
-        alike = correlation(inputs[block[near]], inputs[theirs]) >= MIN_CORRELATION
+        alike = look_alike(inputs[block[near]], inputs[theirs])
         found_N[start + near[alike]] = theirs[alike]
     return found_N
 
@@ -93,14 +94,21 @@ def find_best(
     return best_N, products_N
 
 
-def correlation(ours_NCHW: NDArray[np.generic], theirs_NCHW: NDArray[np.generic]) -> NDArray[np.float32]:
+def look_alike(ours_NCHW: NDArray[np.generic], theirs_NCHW: NDArray[np.generic]) -> NDArray[np.bool_]:
+    """Return whether the pictures of each pair look the same."""
+    ours_NHW, theirs_NHW = (pictures.mean(axis=1, dtype=np.float32) for pictures in (ours_NCHW, theirs_NCHW))
+    exact_N = correlation(ours_NHW, theirs_NHW) >= MIN_CORRELATION
+    return exact_N | (correlation(smooth(ours_NHW), smooth(theirs_NHW)) >= MIN_SMOOTH)
+
+
+def correlation(ours_NHW: NDArray[np.float32], theirs_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the correlation coefficient of the grey levels of each pair, the highest of shifts by up to a pixel.
 
     Black borders of both pictures do not count, because they would make all pictures of one format alike.
     """
-    ours_NHW, theirs_NHW = (smooth(pictures.mean(axis=1, dtype=np.float32)) for pictures in (ours_NCHW, theirs_NCHW))
-    either_NHW = np.logical_or(ours_NHW > 0, theirs_NHW > 0)
-    inside_NHW = either_NHW.any(axis=2, keepdims=True) & either_NHW.any(axis=1, keepdims=True)
+    either_NHW = (ours_NHW > 0) | (theirs_NHW > 0)
+    rows_NH1, columns_N1W = np.any(either_NHW, axis=2, keepdims=True), np.any(either_NHW, axis=1, keepdims=True)
+    inside_NHW = np.logical_and(rows_NH1, columns_N1W)
     highest_N = np.zeros(len(ours_NHW), np.float32)
     parts = ((slice(None), slice(None)), (slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None)))
     for (down, down_too), (across, across_too) in product(parts, parts):
@@ -114,7 +122,7 @@ def correlation(ours_NCHW: NDArray[np.generic], theirs_NCHW: NDArray[np.generic]
 
 
 def smooth(levels_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of each 3x3 levels, so that a shift by a fraction of a pixel changes little."""
+    """Return the mean of each 3x3 levels."""
     if min(levels_NHW.shape[1:]) < 3:
         return levels_NHW
     sums_NHW = levels_NHW[:, :-2] + levels_NHW[:, 1:-1] + levels_NHW[:, 2:]

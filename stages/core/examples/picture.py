@@ -24,7 +24,8 @@ from stages.core.files.errors import UserError
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"]
 SIGNATURES = re.compile(
-    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|.{4}ftyp(hei[cmsx]|mif1|avif)",
+    rb"\x89PNG\r\n\x1a\n|\xff\xd8\xff|RIFF.{4}WEBP|GIF8[79]a|BM.{4}\0{4}|II[*+]\0|MM\0[*+]|"
+    rb".{4}ftyp(hei[cmsx]|mif1|avif)",
     re.DOTALL,
 )
 # These formats are not read, so that files of these names become problems instead of being overlooked.
@@ -48,6 +49,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 PHOTOMETRIC, WHITE_IS_ZERO = 0x0106, 0  # a tag of TIFF, and its value for inverted grey levels
+BYTES_PER_PIXEL = 8  # PNG, the largest format, has at most this many.
 DEPTHS = (8, 10, 12, 14, 16, 32)  # bits per pixel that cameras and scanners use
 GREY_MODES = {"1", "L", "LA", "La", "I", "F"}
 LARGE = 10_000_000  # pixels; larger pictures are decoded one at a time, because each takes a lot of memory

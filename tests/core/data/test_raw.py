@@ -20,6 +20,7 @@ from stages.core.data.raw import Joined, Known, Raw, in_chunks, index_classes, l
 from stages.core.examples import image
 from stages.core.files.errors import UserError
 from stages.core.files.tables import validate
+from stages.normalize import check_problems
 from tests.conftest import PROJECT
 from tests.core.examples.pictures import encode
 
@@ -122,6 +123,19 @@ def test_blank_pictures_and_those_with_too_many_pixels_are_problems(folder: Path
     problems = dict(found.drop_nulls("problem").select("file", "problem").rows())
     assert problems["rose/blank.png"] == "is blank; there is nothing to classify"
     assert problems["rose/large.png"] == "has 30 x 30 pixels, more than the limit of 400"
+
+
+def test_more_problems_than_allowed_are_an_error_that_names_the_first(folder: Path) -> None:
+    found = read(folder).examples
+    check_problems(found, settings(problems=0.03), folder)
+    with pytest.raises(UserError) as error:
+        check_problems(found, settings(problems=0.02), folder)
+    first, *named = str(error.value).split("\n")
+    assert first.endswith("3 of 120 examples cannot be used, more than `problems` allows (2.00%):")
+    assert named == [
+        f"  {file}: is not a picture: it is an HTML page"
+        for file in ("daisy/107.png", "rose/57.png", "tulip/7.png")
+    ]  # fmt: skip
 
 
 def known(folder: Path, **changes: Any) -> Known:

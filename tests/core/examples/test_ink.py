@@ -96,7 +96,7 @@ def test_any_picture_gives_an_image(height: int, width: int, seed: int, dots: in
     drawn = np.zeros((height, width), np.uint8)
     drawn[generator.integers(height, size=dots), generator.integers(width, size=dots)] = generator.integers(256)
     images, _ = centre(drawn[None], 28, 20)
-    assert (images.shape, images.dtype) == ((1, 28, 20), np.uint8)
+    assert (images.shape, images.dtype) == ((1, 28, 20), np.dtype(np.uint8))
 
 
 def test_specks_far_apart() -> None:

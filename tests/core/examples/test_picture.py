@@ -55,7 +55,7 @@ def test_one_bit(format: str) -> None:  # noqa: A002
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "TIFF", "WEBP"])
 def test_colors_are_kept(format: str) -> None:  # noqa: A002
-    options = {"lossless": True} if format == "WEBP" else {}
+    options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
     content = encode(Image.fromarray(COLORS), format, **options)
     np.testing.assert_array_equal(decode(content, "rgb"), COLORS)
     assert read_header(content, "a") == (60, 40, "RGB", False)
@@ -203,7 +203,7 @@ def test_levels_without_a_known_range_are_an_error(levels: NDArray[Any]) -> None
 @pytest.mark.parametrize("format", ["GIF", "TIFF", "WEBP", "PNG"])
 def test_only_the_first_frame_or_page_is_decoded(format: str) -> None:  # noqa: A002
     frames = [Image.fromarray(draw_digit(40, 60, ink, 255 - ink)) for ink in (0, 255)]
-    options = {"lossless": True} if format == "WEBP" else {}
+    options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
     content = encode(frames[0], format, save_all=True, append_images=frames[1:], **options)
     assert np.abs(decode(content).astype(int) - draw_digit(40, 60, 0, 255)).mean() < 3
 
@@ -280,7 +280,7 @@ def test_ink_on_transparency_is_visible(ink: int, mode: str) -> None:
 def test_colored_ink_on_transparency(format: str) -> None:  # noqa: A002
     drawn = Image.fromarray(np.dstack([COLORS, np.full((40, 60), 255, np.uint8)]))
     drawn.paste((0, 0, 0, 0), (0, 0, 10, 40))
-    options = {"lossless": True} if format == "WEBP" else {}
+    options: dict[str, Any] = {"lossless": True} if format == "WEBP" else {}
     found = decode(encode(drawn, format, **options), "rgb")
     np.testing.assert_array_equal(found[:, 10:], COLORS[:, 10:])
     assert (found[:, :10] == 255).all()
@@ -307,10 +307,10 @@ INVERSE = {**TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
 def test_orientation(format: str, value: int) -> None:  # noqa: A002
     upright = Image.fromarray(COLORS)
     turned = upright.transpose(INVERSE[value]) if value in INVERSE else upright
-    options: dict[str, Any] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(format, {})
+    lossless: dict[str, dict[str, Any]] = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}
     if format == "TIFF" and value not in range(1, 9):
         return
-    content = encode(turned, format, exif=with_orientation(value), **options)
+    content = encode(turned, format, exif=with_orientation(value), **lossless.get(format, {}))
     assert read_header(content, "a")[:2] == (60, 40)
     assert np.abs(decode(content, "rgb").astype(int) - COLORS).mean() < 4
 
