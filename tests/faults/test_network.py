@@ -363,6 +363,9 @@ def test_pip_that_never_ends(
     monkeypatch.setenv("PIP_INDEX_URL", f"http://user:s3cr3t@127.0.0.1:{server.server_port}/dripping")
     monkeypatch.setattr(sources, "LONGEST_S", 4)
     set_sources(params, pip_source("0" * 64))
-    with faults.tried("package index that never ends"), pytest.raises(TemporaryError, match="did not finish within 4 s"):
+    with (
+        faults.tried("package index that never ends"),
+        pytest.raises(TemporaryError, match="did not finish within 4 s"),
+    ):
         download.main()
     assert list(Path("artifacts/raw").iterdir()) == []
