@@ -52,7 +52,7 @@ audit: .venv/installed ## Check the pinned packages for known vulnerabilities
 	@pip-audit --vulnerability-service osv --requirement requirements.lock --disable-pip --no-deps \
 		--progress-spinner off 2> .venv/audit.log || { \
 		status=$$?; \
-		if grep -qE "Connection(Error|Refused|Timeout)|NameResolution|ConnectTimeout" .venv/audit.log; then \
+		if tail -n 1 .venv/audit.log | grep -qE "Connection(Error|Refused|Timeout)|NameResolution|ConnectTimeout"; then \
 			echo "audit: skipped, because no vulnerability database can be reached from here"; \
 		else cat .venv/audit.log; exit $$status; fi; }
 
