@@ -40,7 +40,7 @@ def contenders(recipe: str, batch: int, threads: int, folder: Path) -> dict[str,
         kind="image", shape=(1, 28, 28), dtype="uint8", classes=classes, mean=(0.5,), std=(0.5,), opening=opening
     )
     manifest = Manifest(
-        format=4, recipe=recipe, settings=settings, dataset="mnist", spec=spec, data_sha256="0" * 64,
+        format=5, recipe=recipe, settings=settings, dataset="mnist", spec=spec, data_sha256="0" * 64,
         environment="nothing", epoch=1, weights=0, temperature=1.0, unsure_below=0.5, unsure_by="risk",
     )  # fmt: skip
     model = build_calibrated(manifest).eval()

@@ -159,7 +159,7 @@ async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
     # More threads than cores would not be faster, and each may hold a large picture.
     to_thread.current_default_thread_limiter().total_tokens = os.cpu_count() or 1
     watch = asyncio.create_task(app.state.live.watch())
-    print(f"serving: draw at {app.state.url}; ctrl-C stops it", flush=True)
+    print(f"serving: the page is at {app.state.url}; ctrl-C stops it", flush=True)
     yield
     watch.cancel()
 

@@ -155,7 +155,7 @@ def write_model(params: Params, spec: Spec, rows: list[Row], weights: Weights, v
     unsure_below, unsure_by = confidence_threshold(logits_NK / temperature, labels_N, params.train.unsure)
     scores, _ = measure(logits_NK / temperature, labels_N)
     manifest = Manifest(
-        format=4,
+        format=5,
         recipe=params.recipe,
         settings=params.chosen_recipe,
         dataset=params.dataset,

@@ -103,7 +103,7 @@ COMMANDS: dict[str, How] = {
     "dvc exp run -S dataset=fashion-mnist": Run(target="normalize"),
     "dvc exp run -S dataset=flowers -S recipe=photos": Run(target="normalize"),
     "dvc exp run -S machine.processes=4": Override(),
-    "dvc exp run -S normalize.class_share.min=0.05 -S normalize.class_share.max=0.2": Run(target="normalize"),
+    "dvc exp run -S normalize.class_share.min=0.05 -S normalize.class_share.max=0.9": Run(target="normalize"),
     "dvc exp run -S recipe=article -S dataset=fashion-mnist": Run(target="train"),
     "dvc exp run -S recipe=article": Run(target="normalize"),
     "dvc exp run -n gentle -S +recipes.convnet.augmentation.rotation=5": Run(target="normalize"),
@@ -142,7 +142,7 @@ COMMANDS: dict[str, How] = {
     "python -m flows.pipeline --recipe article --isolated": Help("python -m flows.pipeline"),
     "python -m flows.predict --help": Run(),
     "python -m flows.predict photos": Run(),
-    "python -m serving.app --port 8001": Serve("python -m serving.app --port 0", "draw at http://"),
+    "python -m serving.app --port 8001": Serve("python -m serving.app --port 0", "page is at http://"),
     "python -m stages.core.config.params": Run(),
     "source .venv/bin/activate": NotRun("the clone uses the environment of the tests"),
     "torchrun --nnodes=2 --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint=HOST:29500 -m stages.train": Help(
@@ -356,8 +356,8 @@ def work(command: str, how: How, clone: Clone) -> None:
         case Ask():
             if shutil.which("curl") is None:
                 pytest.skip("no curl here")
-            with serving(clone, "python -m serving.app --port 0", "draw at http://") as printed:
-                (port,) = re.findall(r"draw at http://127.0.0.1:(\d+)", printed)
+            with serving(clone, "python -m serving.app --port 0", "page is at http://") as printed:
+                (port,) = re.findall(r"page is at http://127.0.0.1:(\d+)", printed)
                 asked = command.replace("curl", "curl --silent --fail", 1).replace(":8000", f":{port}")
                 assert json.loads(clone.run("bash", "-c", asked).stdout)
         case Override():

@@ -258,7 +258,7 @@ def test_images_and_labels_that_do_not_match(workspace: Path) -> None:
 def test_training_and_test_images_of_different_shapes(workspace: Path) -> None:
     images, labels = make_images(100, 2)
     write_raw(test=(images[:, :, 1:], labels))
-    assert refused() == f"{RAW} has training images of shape (1, 28, 28), test images of shape (1, 28, 27)"
+    assert refused() == f"{RAW}: training images have the shape (1, 28, 28), test images (1, 28, 27)"
 
 
 def test_raw_files_that_the_download_did_not_write(workspace: Path) -> None:

@@ -112,8 +112,8 @@ def change_spec(spec: Spec, **changes: Any) -> Spec:
     return spec.model_copy(update=changes)
 
 
-@pytest.mark.parametrize("change", [{"mean": 0.4}, {"std": 0.6}], ids=["mean", "std"])
-def test_wrong_normalization_is_found(ready: Path, change: dict[str, float]) -> None:
+@pytest.mark.parametrize("change", [{"mean": (0.4,)}, {"std": (0.6,)}], ids=["mean", "std"])
+def test_wrong_normalization_is_found(ready: Path, change: dict[str, tuple[float]]) -> None:
     model, manifest = load_model()
     model.model.normalization = Normalization(change_spec(manifest.spec, **change))
     onnx.save(export.to_onnx(model, manifest, OPSET), layout.ONNX)

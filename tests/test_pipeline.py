@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from ruamel.yaml import YAML
 
+from stages.core.files import layout
 from stages.core.files.layout import NORMALIZED
-from stages.core.reporting import local
 from tests.conftest import PROJECT, Clone, write_params
 from tests.faults.processes import contents
 
@@ -62,7 +62,7 @@ def test_stages_of_dvc_are_the_modules() -> None:
 
 
 def test_the_report_shows_every_stage_before_it() -> None:
-    assert ["download", *(outputs.stage for outputs in local.STAGES), "report"] == [*STAGES]
+    assert ["download", *(outputs.stage for outputs in layout.TIMED), "report"] == [*STAGES]
 
 
 @pytest.mark.parametrize("name", STAGES)

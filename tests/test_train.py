@@ -182,10 +182,11 @@ def test_a_batch_that_makes_an_epoch_one_step_is_reported(
     capsys.readouterr()
     choose(normalized, params, batch_size=batch_size, epochs=1)
     train.main()
-    images = min(batch_size, 250)
+    count = len(read_dataset().read("train").labels)
+    images = min(batch_size, count)
     line = f"train: batch_size {batch_size:,} makes each epoch a single step of {images} images\n"
     assert capsys.readouterr().out.startswith(line)
-    choose(normalized, params, batch_size=125, epochs=1)
+    choose(normalized, params, batch_size=count // 2, epochs=1)
     train.main()
     assert "single step" not in capsys.readouterr().out
 

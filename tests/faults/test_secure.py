@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stages.core.config.params import load_params
+from stages.core.config.params import load_dataset, load_params
 from stages.core.deploy.onnx_model import OnnxModel
 from stages.core.files.arrays import map_array
 from stages.core.files.errors import UserError, redact
@@ -176,11 +176,11 @@ SECRET = "http://user:s3cr3t@127.0.0.1:9/data?token=s3cr3t"
         {"kind": "pip", "package": SECRET},
     ],
 )
-def test_no_secret_in_a_refusal_of_params(workspace: Path, params: dict[str, Any], source: Any) -> None:
+def test_no_secret_in_a_refusal_of_a_source(workspace: Path, params: dict[str, Any], source: Any) -> None:
     params["datasets"]["tiny"]["sources"] = [source]
     write_params(params, workspace)
     with pytest.raises(UserError) as refused:
-        load_params()
+        load_dataset(load_params())
     assert "s3cr3t" not in str(refused.value)
 
 

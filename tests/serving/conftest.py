@@ -47,7 +47,7 @@ class Service:
         self.process = start(folder, self.log, limits=limits)
         wait_for(lambda: "http://" in self.output() or self.process.poll() is not None, 60, "a ready service")
         assert self.process.poll() is None, self.output()
-        self.url = self.output().split("draw at ")[1].split(";")[0]
+        self.url = self.output().split("page is at ")[1].split(";")[0]
         self.client = httpx.Client(base_url=self.url, timeout=30)
 
     def output(self) -> str:

@@ -129,8 +129,7 @@ def read_arrays(folder: Path, dataset: Dataset) -> Raw:
     parts = {split: idx.read_raw(folder, split) for split in idx.FILES}
     shapes = {split: part.inputs.shape[1:] for split, part in parts.items()}
     if shapes["train"] != shapes["test"]:
-        found = f"training images of shape {shapes['train']}, test images of shape {shapes['test']}"
-        raise UserError(f"{folder} has {found}")
+        raise UserError(f"{folder}: training images have the shape {shapes['train']}, test images {shapes['test']}")
     highest = max(int(part.labels.max()) for part in parts.values())
     classes = dataset.classes or [str(label) for label in range(highest + 1)]
     for part in parts.values():

@@ -1,12 +1,13 @@
 """Find pictures that look the same although their bytes differ, such as neighbouring frames of a video.
 
 Each picture is reduced to the mean grey levels of 8x8 areas. The picture whose levels correlate best with it is the one
-that may look the same; whether it does is decided by the correlation of all pixels. All sums that choose between
-pictures are sums of whole numbers, which are exact, so results do not depend on the machine or its number of threads.
+that may look the same; whether it does is decided by a regression on all pixels. All sums that choose between pictures
+are sums of whole numbers, which are exact, so results do not depend on the machine or its number of threads.
 Shape suffixes: N and M pictures, C planes, H x W pixels, D levels.
 """
 
-from itertools import product
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 
 AREAS = 8  # in each direction
 MIN_COARSE = 0.5  # correlation of the levels below which pixels are not compared
-MIN_CORRELATION = 0.95  # of the pixels of pictures that look the same
-MIN_SMOOTH = 0.985  # or of their pixels after smoothing, which hides a shift by a fraction of a pixel
+MIN_CORRELATION = 0.996  # of pictures that look the same; see `multiple_correlation`
+RIDGE = 1e-3  # share of the variance
 NORM = 4000  # of a picture's levels; products of two stay below 2^24, up to which float32 holds each whole number
 BLOCK = 512  # pictures handled at once
 OTHERS = 16384  # pictures that a block is compared with at once, which takes 4 bytes for each pair
@@ -69,15 +70,19 @@ def find_alike(inputs: Inputs, rows_N: NDArray[np.int64], rows_M: NDArray[np.int
     Both are rows of `inputs`.
     """
     levels_MD = coarse_levels(inputs, rows_M)
-    found_N = np.full(len(rows_N), -1)
-    for start in range(0, len(rows_N), BLOCK):
-        block = rows_N[start : start + BLOCK]
-        best_N, products_N = find_best(coarse_levels(inputs, block), levels_MD)
-        near = np.flatnonzero(products_N >= MIN_COARSE * NORM**2)
-        theirs = rows_M[best_N[near]]
+
+    def search(block: NDArray[np.int64]) -> NDArray[np.int64]:
+        best, products = find_best(coarse_levels(inputs, block), levels_MD)
+        near = np.flatnonzero(products >= MIN_COARSE * NORM**2)
+        theirs = rows_M[best[near]]
         alike = look_alike(inputs[block[near]], inputs[theirs])
-        found_N[start + near[alike]] = theirs[alike]
-    return found_N
+        found = np.full(len(block), -1)
+        found[near[alike]] = theirs[alike]
+        return found
+
+    blocks = [rows_N[start : start + BLOCK] for start in range(0, len(rows_N), BLOCK)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy releases Python's lock while it computes.
+        return np.concatenate([np.empty(0, np.int64), *threads.map(search, blocks)])
 
 
 def find_best(
@@ -95,43 +100,52 @@ def find_best(
 
 
 def look_alike(ours_NCHW: NDArray[np.generic], theirs_NCHW: NDArray[np.generic]) -> NDArray[np.bool_]:
-    """Return whether the pictures of each pair look the same."""
+    """Return whether the pictures of each pair look the same; those of less than 7 pixels in a direction never do."""
+    if min(ours_NCHW.shape[2:]) < 7:
+        return np.zeros(len(ours_NCHW), np.bool_)
     ours_NHW, theirs_NHW = (pictures.mean(axis=1, dtype=np.float32) for pictures in (ours_NCHW, theirs_NCHW))
-    exact_N = correlation(ours_NHW, theirs_NHW) >= MIN_CORRELATION
-    return exact_N | (correlation(smooth(ours_NHW), smooth(theirs_NHW)) >= MIN_SMOOTH)
-
-
-def correlation(ours_NHW: NDArray[np.float32], theirs_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the correlation coefficient of the grey levels of each pair, the highest of shifts by up to a pixel.
-
-    Black borders of both pictures do not count, because they would make all pictures of one format alike.
-    """
-    either_NHW = (ours_NHW > 0) | (theirs_NHW > 0)
-    rows_NH1, columns_N1W = np.any(either_NHW, axis=2, keepdims=True), np.any(either_NHW, axis=1, keepdims=True)
-    inside_NHW = np.logical_and(rows_NH1, columns_N1W)
-    highest_N = np.zeros(len(ours_NHW), np.float32)
-    parts = ((slice(None), slice(None)), (slice(1, None), slice(None, -1)), (slice(None, -1), slice(1, None)))
-    for (down, down_too), (across, across_too) in product(parts, parts):
-        counted = (inside_NHW[:, down, across] & inside_NHW[:, down_too, across_too]).astype(np.float32)
-        ours = centred(ours_NHW[:, down, across], counted)
-        theirs = centred(theirs_NHW[:, down_too, across_too], counted)
-        scale = np.sqrt((ours**2).sum(axis=(1, 2)) * (theirs**2).sum(axis=(1, 2)))
-        products = (ours * theirs).sum(axis=(1, 2))
-        np.maximum(highest_N, np.divide(products, scale, np.zeros_like(scale), where=scale > 0), out=highest_N)
-    return highest_N
+    # Without smoothing, the details of a photo that is shifted and then shrunk differ too much.
+    return multiple_correlation(smooth(smooth(ours_NHW)), smooth(smooth(theirs_NHW))) >= MIN_CORRELATION
 
 
 def smooth(levels_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the mean of each 3x3 levels."""
-    if min(levels_NHW.shape[1:]) < 3:
-        return levels_NHW
-    sums_NHW = levels_NHW[:, :-2] + levels_NHW[:, 1:-1] + levels_NHW[:, 2:]
-    sums_NHW = sums_NHW[..., :-2] + sums_NHW[..., 1:-1] + sums_NHW[..., 2:]
-    return sums_NHW / np.float32(9)
+    """Return the binomially weighted mean of each 3x3 levels, one level less at each border."""
+    sums_NHW = levels_NHW[:, :-2] + 2 * levels_NHW[:, 1:-1] + levels_NHW[:, 2:]
+    sums_NHW = sums_NHW[..., :-2] + 2 * sums_NHW[..., 1:-1] + sums_NHW[..., 2:]
+    return sums_NHW / np.float32(16)
 
 
-def centred(levels_NHW: NDArray[np.float32], counted_NHW: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the levels minus the mean of those that count, which are 1 in `counted_NHW`; the others become 0."""
-    count_N11 = np.maximum(counted_NHW.sum(axis=(1, 2), keepdims=True), 1)
-    mean_N11 = (levels_NHW * counted_NHW).sum(axis=(1, 2), keepdims=True) / count_N11
-    return (levels_NHW - mean_N11) * counted_NHW
+def multiple_correlation(ours_NHW: NDArray[np.float32], theirs_NHW: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return how well a linear function of each 3x3 pixels of theirs predicts ours: R, 0..1, of a linear regression.
+
+    Such a function can shift by a fraction of a pixel, blur and sharpen, and change brightness and contrast. Black
+    borders of both pictures do not count, because they would make all pictures of one format alike.
+    """
+    count, height, width = len(ours_NHW), ours_NHW.shape[1] - 2, ours_NHW.shape[2] - 2
+    either_NHW = (ours_NHW > 0) | (theirs_NHW > 0)
+    rows_NH, columns_NW = inner(np.any(either_NHW, axis=2)), inner(np.any(either_NHW, axis=1))
+    counted_NHW = rows_NH[:, :, None] & columns_NW[:, None, :]
+    counted_N1P = counted_NHW.reshape(count, 1, height * width).astype(np.float32)
+    ours_N1P = centred(ours_NHW[:, 1:-1, 1:-1].reshape(counted_N1P.shape), counted_N1P)
+    shifts = [theirs_NHW[:, down : down + height, across : across + width] for down, across in np.ndindex(3, 3)]
+    theirs_N9P = centred(np.stack(shifts, axis=1).reshape(count, 9, height * width), counted_N1P)
+    products_N99 = (theirs_N9P @ theirs_N9P.transpose(0, 2, 1)).astype(np.float64)
+    products_N91 = (theirs_N9P @ ours_N1P.transpose(0, 2, 1)).astype(np.float64)
+    # The ridge keeps the system solvable, and the weights small.
+    ridge_N11 = RIDGE * np.trace(products_N99, axis1=1, axis2=2)[:, None, None] / 9 + 1e-6
+    weights_N91 = np.linalg.solve(products_N99 + ridge_N11 * np.eye(9), products_N91)
+    explained_N = (weights_N91 * products_N91).sum(axis=(1, 2))
+    total_N = (ours_N1P**2).sum(axis=(1, 2), dtype=np.float64)
+    return np.sqrt(np.divide(explained_N, total_N, np.zeros_like(total_N), where=total_N > 0))
+
+
+def inner(used_NH: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return which of these rows, the first and the last one aside, are used and lie between used ones."""
+    return used_NH[:, :-2] & used_NH[:, 1:-1] & used_NH[:, 2:]
+
+
+def centred(levels_NKP: NDArray[np.float32], counted_N1P: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the levels minus the mean of those that count, which are 1 in `counted_N1P`; the others become 0."""
+    count_N11 = np.maximum(counted_N1P.sum(axis=2, keepdims=True), 1)
+    mean_NK1 = (levels_NKP * counted_N1P).sum(axis=2, keepdims=True) / count_N11
+    return (levels_NKP - mean_NK1) * counted_N1P

@@ -22,6 +22,12 @@ class Opening(Section):
     centre_ink: bool
     max_pixels: Positive
 
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.centre_ink and self.color != "grey":
+            raise ValueError("centre_ink needs color grey")
+        return self
+
 
 class Spec(Section):
     """Describe the raw input of a model and the classes that it distinguishes."""

@@ -39,13 +39,20 @@ LOCAL = Path("artifacts/report/local.js")
 
 TIMES = Path("artifacts/times")  # How long each stage took. Times differ between runs, so they are no stage's output.
 
-# The list of checksums lies beside the main output of each stage.
-NORMALIZE = Outputs("normalize", NORMALIZED / "SHA256SUMS", TIMES)
-TRAIN = Outputs("train", MODEL.parent / "SHA256SUMS", TIMES)
-EVALUATE = Outputs("evaluate", DETAILS.with_suffix(".sha256"), TIMES)
-EXPORT = Outputs("export", ONNX.parent / "SHA256SUMS", TIMES)
-PARITY = Outputs("parity", PARITY_DETAILS.with_suffix(".sha256"), TIMES)
-REPORT = Outputs("report", PAGE.parent / "SHA256SUMS", TIMES)
+
+def outputs(stage: str, checksums: Path) -> Outputs:
+    """Return the outputs of a stage."""
+    return Outputs(stage, checksums, TIMES)
+
+
+# The list of checksums lies beside the main output of each stage. Stage `download` has one for each data set.
+NORMALIZE = outputs("normalize", NORMALIZED / "SHA256SUMS")
+TRAIN = outputs("train", MODEL.parent / "SHA256SUMS")
+EVALUATE = outputs("evaluate", DETAILS.with_suffix(".sha256"))
+EXPORT = outputs("export", ONNX.parent / "SHA256SUMS")
+PARITY = outputs("parity", PARITY_DETAILS.with_suffix(".sha256"))
+REPORT = outputs("report", PAGE.parent / "SHA256SUMS")
+TIMED = (NORMALIZE, TRAIN, EVALUATE, EXPORT, PARITY)  # the stages whose times the report shows, and `download`
 
 
 def dataset_file(dataset: str) -> Path:
@@ -65,7 +72,7 @@ def raw_folder(dataset: str) -> Path:
 
 def download_outputs(dataset: str) -> Outputs:
     """Return the outputs of stage `download` for a data set."""
-    return Outputs("download", RAW / dataset / "SHA256SUMS", TIMES)
+    return outputs("download", RAW / dataset / "SHA256SUMS")
 
 
 def split_array(split: str) -> Path:

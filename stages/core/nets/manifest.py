@@ -15,7 +15,7 @@ from stages.core.training.config import Recipe
 class Manifest(Section):
     """Hold everything that is needed to use a model, and what it was made from."""
 
-    format: Literal[4]  # Earlier formats had fewer fields, or other networks of the same shapes.
+    format: Literal[5]  # Earlier formats had fewer fields, or other networks of the same shapes.
     recipe: str
     settings: Recipe
     dataset: str

@@ -19,7 +19,7 @@ from stages.core.examples.spec import Spec
 from stages.core.files import layout, schemas
 from stages.core.nets.manifest import Manifest
 from stages.core.reporting.headline import HEADLINE, format_headline, read_baseline
-from stages.core.reporting.local import LATENCY_RUNS, STAGES
+from stages.core.reporting.local import LATENCY_RUNS
 from stages.core.training.config import Recipe
 
 MISTAKES = 50  # shown
@@ -87,7 +87,7 @@ def page_context(run: Run) -> dict[str, Any]:
         "files": describe_files(run.params.dataset, run.manifest.spec, len(run.test.labels)),
         "differences": parity_rows(run.parity["max_abs_diff_by_input"]),
         "legible": charts.LEGIBLE,
-        "stages": ["download", *(outputs.stage for outputs in STAGES)],
+        "stages": ["download", *(outputs.stage for outputs in layout.TIMED)],
         "latency_sizes": list(LATENCY_RUNS),
     }
 

@@ -13,12 +13,9 @@ from numpy.typing import NDArray
 from stages.core.config.params import PARAMS, parse_params
 from stages.core.deploy.onnx_model import OnnxModel
 from stages.core.files import layout
-from stages.core.files.checksums import Outputs
 from stages.core.reporting.headline import format_headline
 
 LATENCY_RUNS = {1: 200, 256: 10}  # by batch size
-# Stage `download` has outputs for each data set, and the report does not describe itself.
-STAGES = [value for value in vars(layout).values() if isinstance(value, Outputs) and value != layout.REPORT]
 
 
 def measure_latency(model: OnnxModel, inputs: NDArray[Any]) -> dict[int, float]:
@@ -58,7 +55,7 @@ def local_facts(model: OnnxModel, inputs: NDArray[Any], dataset: str) -> dict[st
     facts = {f"commit.{name}": text for name, text in format_headline(metrics).items()}
     if facts:
         facts["commit"] = commit
-    for outputs in (layout.download_outputs(dataset), *STAGES):
+    for outputs in (layout.download_outputs(dataset), *layout.TIMED):
         if (seconds := outputs.read_time()) is not None:
             facts[f"seconds.{outputs.stage}"] = f"{seconds:.1f} s"
     for size, milliseconds in measure_latency(model, inputs).items():

@@ -130,5 +130,5 @@ def test_the_checksum_of_each_file_is_verified(tiny_idx: Path, wrong: tuple[str,
     split, kind = wrong
     found, expected[split][kind] = expected[split][kind], "0" * 64
     name = getattr(FILES[split], kind)
-    with pytest.raises(UserError, match=f"^{name} has sha256 {found}, params.yaml says {'0' * 64}$"):
+    with pytest.raises(UserError, match=f"^{name} has sha256 {found}, dataset.yaml says {'0' * 64}$"):
         verify_checksums(tiny_idx, IdxChecksums.model_validate(expected))

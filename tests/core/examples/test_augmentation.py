@@ -34,7 +34,7 @@ def make_images(count: int = 50, height: int = 20, width: int = 20) -> Tensor:
 
 
 @pytest.mark.parametrize("amounts", [{}, {"crop": 1.0}, {"mixup": 1.0, "cutmix": 1.0}])
-def test_all_off_leaves_the_images(amounts: dict[str, float]) -> None:
+def test_all_off_leaves_the_images(amounts: dict[str, Any]) -> None:
     images = make_images()
     assert change(images, **amounts) is images
 
@@ -180,7 +180,8 @@ def test_flip_mirrors_exactly_as_often_as_it_says() -> None:
 
 
 def test_new_changes_leave_the_draws_of_the_geometric_ones() -> None:
-    images, geometric = make_images(), {"shift": 2, "rotation": 15.0, "elastic": 1.0}
+    images = make_images()
+    geometric: dict[str, Any] = {"shift": 2, "rotation": 15.0, "elastic": 1.0}
     plain, flipped = change(images, **geometric), change(images, **geometric, flip=1.0)
     assert torch.equal(flipped, plain.flip(3))
 

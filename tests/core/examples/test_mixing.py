@@ -26,7 +26,7 @@ def ramp(count: int, *shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("amounts", AMOUNTS)
-def test_shares_of_the_pixels_are_those_of_the_labels(amounts: dict[str, float]) -> None:
+def test_shares_of_the_pixels_are_those_of_the_labels(amounts: dict[str, Any]) -> None:
     """Where each image is 1 above the one before it, a mixed image lacks the share of the other one on average."""
     for mixes in draw(steps=20, **amounts):
         mixed, own = mix(ramp(51, 3, 12, 9), mixes)

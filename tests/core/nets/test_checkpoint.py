@@ -24,7 +24,7 @@ SMALL = RECIPES["convnet"].model_copy(update={"model": convnet([3], [5])})
 
 def make_manifest(settings: Recipe, recipe: str = "convnet") -> Manifest:
     return Manifest(
-        format=4,
+        format=5,
         recipe=recipe,
         settings=settings,
         dataset="tiny",

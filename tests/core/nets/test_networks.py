@@ -191,5 +191,7 @@ def test_networks_can_be_exported_for_odd_sizes(config: NetConfig) -> None:
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 13, 17)])
 def test_padding_keeps_the_size(shape: tuple[int, int, int]) -> None:
     model = build_model(convnet([4], [8], padding="same"), make_spec(shape)).eval()
-    features = model.get_submodule("network")[:-3](torch.zeros((1, *shape)))
+    network = model.get_submodule("network")
+    assert isinstance(network, nn.Sequential)
+    features = network[:-3](torch.zeros((1, *shape)))
     assert features.shape == (1, 8, shape[1] // 2, shape[2] // 2)
