@@ -75,10 +75,17 @@ def section(path: str, title: str, kind: type[Section]) -> Iterator[str]:
 
 
 def read_descriptions(kind: type[Section]) -> dict[str, str]:
-    """Return the docstring below each field of a class; the field that distinguishes variants needs none."""
+    """Return the docstring below each field of a class; the field that distinguishes variants needs none.
+
+    The fields of a class that it extends are left out if that class has a table of its own.
+    """
     (definition,) = ast.parse(dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
-    found = {}
+    elsewhere = {Section, *(field.annotation for field in Params.model_fields.values())}
+    found: dict[str, str] = {}
+    for extended in kind.__bases__:
+        if extended not in elsewhere:
+            found |= read_descriptions(extended)
     for statement, below in pairwise([*definition.body, ast.Pass()]):
         match statement, below:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):

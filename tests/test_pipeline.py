@@ -65,6 +65,15 @@ def test_the_report_shows_every_stage_before_it() -> None:
     assert ["download", *(outputs.stage for outputs in layout.TIMED), "report"] == [*STAGES]
 
 
+def test_only_the_modules_of_pictures_and_their_networks_mention_pixels() -> None:
+    """Check that examples of another kind would not be taken for pictures elsewhere."""
+    allowed = ("stages/core/examples/", "stages/core/nets/", "stages/core/data/formats.py")
+    for file in (PROJECT / "stages").rglob("*.py"):
+        name = file.relative_to(PROJECT).as_posix()
+        mentions = re.findall(r"(?i)(?<!css )pixel", file.read_text(encoding="utf-8"))
+        assert not mentions or name.startswith(allowed), name
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_every_import_of_a_stage_is_a_dep(name: str) -> None:
     """A dep is a module, or a package of which the stage imports at least one module."""

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from stages.core.config.section import Section, Sha256, Share
-from stages.core.examples.spec import Color, Resize
+from stages.core.examples.config import Pictures
 
 
 class SplitChecksums(Section):
@@ -102,7 +102,6 @@ Text = Annotated[str, Field(min_length=1, max_length=1000)]
 Classes = Annotated[
     list[Annotated[str, Field(min_length=1, max_length=100)]], Field(min_length=2, max_length=MAX_CLASSES)
 ]
-Side = Annotated[int, Field(ge=1, le=4096)]
 Planes = Annotated[list[Share], Field(min_length=1, max_length=3)]
 Deviation = Annotated[float, Field(ge=0.0001, le=1000)]
 HeldOut = Annotated[float, Field(gt=0, lt=1)]
@@ -123,23 +122,9 @@ class ClassShare(Section):
         return self
 
 
-class Normalize(Section):
+class Normalize(Pictures):
     """Configure how examples become inputs of a network, unless the dataset.yaml of a data set says otherwise."""
 
-    kind: Literal["image"]
-    """The kind of the examples."""
-    size: Literal["auto"] | Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
-    """The size of an input: a side or [height, width]. `auto` is the pictures' own size if all have the same of at most
-    64 pixels a side, else a square whose side is their median shorter side, at most 64."""
-    color: Literal["auto"] | Color
-    """The planes of an input: one of grey levels, or red, green and blue. `auto` is grey if all pictures are."""
-    resize: Resize
-    """The way to make a picture of another shape fit: `fit` adds black borders, `crop` cuts off what protrudes,
-    `stretch` distorts."""
-    centre_ink: bool
-    """Scale and centre a picture of another size by its ink, as MNIST's digits were; it needs grey inputs."""
-    max_pixels: Annotated[int, Field(ge=1, le=10**10)]
-    """The largest number of pixels that a picture may have; it keeps a small file from filling the memory."""
     mean: Literal["auto"] | Share | Planes
     """The value to subtract, or one for each plane: a raw value x in 0..255 enters the network as
     (x / 255 - mean) / std. `auto` is the mean of the training split."""
@@ -157,9 +142,7 @@ class Normalize(Section):
     """The bounds of each class's share of each split."""
 
     @model_validator(mode="after")
-    def consistent(self) -> Self:
-        if self.centre_ink and self.color == "rgb":
-            raise ValueError("centre_ink needs color: grey")
+    def leaves_examples_for_training(self) -> Self:
         if self.validation + self.test >= 1:
             raise ValueError(f"validation ({self.validation}) and test ({self.test}) must leave examples for training")
         return self

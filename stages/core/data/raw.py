@@ -162,7 +162,7 @@ def read_files(table: pl.DataFrame, root: Path, dataset: Dataset, scratch: Path,
     classes = index_classes(table, dataset, root)
     if table["problem"].null_count() == 0:
         first = f"{table['file'][0]} {table['problem'][0]}"
-        raise UserError(f"{root} has no picture that can be read; the first problem: {first}")
+        raise UserError(f"{root} has no example that can be read; the first problem: {first}")
     shape, opening = image.choose_shape(table, dataset)
     problems: list[str | None] = []
 

@@ -20,6 +20,6 @@ class Parity(Section):
     batch_sizes: Annotated[list[BatchSize], Field(min_length=1, max_length=100)]
     """The batch sizes at which the test images are compared."""
     noise_images: Annotated[int, Field(gt=0, le=10_000)]
-    """The number of images of random pixels to compare as well, in one batch, besides a black and a white image."""
+    """The number of random inputs to compare as well, in one batch, besides one of all 0 and one of all 255."""
     max_abs_diff: Annotated[float, Field(gt=0, le=1)]
     """The largest allowed difference between a logit of ONNX Runtime and the same logit of PyTorch."""

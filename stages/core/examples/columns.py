@@ -14,6 +14,7 @@ HEADER = {
 }
 assert [*HEADER] == [*Header._fields]
 
+BRIGHTNESS = "mean of an image's pixels (0 to 255)"
 INPUT = {
     "brightness": pa.Column(pl.Float32, pa.Check.in_range(0, 255), nullable=True),
     "contrast": pa.Column(pl.Float32, pa.Check.in_range(0, 128), nullable=True),

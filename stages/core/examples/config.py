@@ -1,12 +1,39 @@
-"""Configure the random changes of training images; see `augmentation` in params.yaml."""
+"""Configure how pictures become images of one size, and the random changes of training images."""
 
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.core.config.section import Section, Share
+from stages.core.examples.spec import Color, Resize
 
+Side = Annotated[int, Field(ge=1, le=4096)]
 Concentration = Annotated[float, Field(ge=0, le=100)]
+
+
+class Pictures(Section):
+    """Configure how a picture becomes an input of a network."""
+
+    kind: Literal["image"]
+    """The kind of the examples."""
+    size: Literal["auto"] | Side | Annotated[list[Side], Field(min_length=2, max_length=2)]
+    """The size of an input: a side or [height, width]. `auto` is the pictures' own size if all have the same of at most
+    64 pixels a side, else a square whose side is their median shorter side, at most 64."""
+    color: Literal["auto"] | Color
+    """The planes of an input: one of grey levels, or red, green and blue. `auto` is grey if all pictures are."""
+    resize: Resize
+    """The way to make a picture of another shape fit: `fit` adds black borders, `crop` cuts off what protrudes,
+    `stretch` distorts."""
+    centre_ink: bool
+    """Scale and centre a picture of another size by its ink, as MNIST's digits were; it needs grey inputs."""
+    max_pixels: Annotated[int, Field(ge=1, le=10**10)]
+    """The largest number of pixels that a picture may have; it keeps a small file from filling the memory."""
+
+    @model_validator(mode="after")
+    def consistent(self) -> Self:
+        if self.centre_ink and self.color == "rgb":
+            raise ValueError("centre_ink needs color: grey")
+        return self
 
 
 class Augmentation(Section):

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image, features
 
 from stages.core.examples import ink, likeness, picture
+from stages.core.examples.config import Pictures
 from stages.core.examples.spec import Opening, Spec
 from stages.core.files.errors import UserError
 
 if TYPE_CHECKING:  # The service uses this module, too, and starts sooner without these.
     import polars as pl
 
-    from stages.core.data.config import Normalize
 
 LARGEST_SIDE = 64  # pixels of an input whose size nobody states
 BLANK = "is blank; there is nothing to classify"
@@ -43,7 +43,7 @@ def decoder_version() -> str:
     return ", ".join([f"pillow {PIL.__version__}", *(f"{name} {features.version(name)}" for name in codecs)])
 
 
-def choose_shape(files: "pl.DataFrame", settings: "Normalize") -> tuple[tuple[int, int, int], Opening]:
+def choose_shape(files: "pl.DataFrame", settings: Pictures) -> tuple[tuple[int, int, int], Opening]:
     """Return the shape [C, H, W] of the inputs that these picture files become, and how they become that.
 
     `files` has the columns of `inspect`, null where a file is not a picture.
@@ -68,7 +68,7 @@ def usual_size(heights_N: NDArray[np.generic], widths_N: NDArray[np.generic]) ->
     return side, side
 
 
-def opening_of_arrays(shape: tuple[int, ...], settings: "Normalize", name: str) -> Opening:
+def opening_of_arrays(shape: tuple[int, ...], settings: Pictures, name: str) -> Opening:
     """Return how pictures become inputs of this shape [C, H, W], which was delivered as an array with this name.
 
     Raises `UserError` if the settings ask for another size or other planes: arrays are taken as they are.
@@ -86,7 +86,7 @@ def opening_of_arrays(shape: tuple[int, ...], settings: "Normalize", name: str) 
     return opening(color, settings)
 
 
-def opening(color: str, settings: "Normalize") -> Opening:
+def opening(color: str, settings: Pictures) -> Opening:
     """Return the settings that travel with the model; raise `UserError` if they contradict each other."""
     if settings.centre_ink and color != "grey":
         raise UserError("centre_ink needs grey inputs, but the pictures have colours; state color: grey")
@@ -213,8 +213,11 @@ def summarize(examples: "pl.DataFrame") -> dict[str, float]:
     }
 
 
+UNNATURAL = {"all_0": "a black image", "all_255": "a white image", "noise": "images of random pixels"}
+
+
 def adversarial(spec: Spec, count: int, seed: int) -> dict[str, NDArray[np.uint8]]:
-    """Return unnatural inputs [N, C, H, W] by name: black, white, and `count` images of random pixels."""
+    """Return unnatural inputs [N, C, H, W] by their names in `UNNATURAL`; `count` of them are of random pixels."""
     noise_NCHW = np.random.default_rng(seed).integers(256, size=(count, *spec.shape), dtype=np.uint8)
     return {
         "all_0": np.zeros((1, *spec.shape), np.uint8),

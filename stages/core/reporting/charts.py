@@ -10,14 +10,15 @@ import altair as alt
 import polars as pl
 
 from stages.core.evaluation.config import CALIBRATION_BINS
+from stages.core.examples.columns import BRIGHTNESS
 
 INK, BLUE, ORANGE, GREEN = "currentColor", "#3b7dd8", "#e0701a", "#2f9e6e"
-HEIGHT = 240  # pixels
+HEIGHT = 240  # CSS pixels
 CONFIDENCE_BINS = 20
 COVERAGE_PARTS = 200
 BRIGHTNESS_BINS = 40
 LEGIBLE = 20  # With more classes, a confusion matrix has no room for numbers, nor for a table beside it.
-LABEL_WIDTH = 110  # pixels of a class's name
+LABEL_WIDTH = 110  # CSS pixels of a class's name
 
 
 def specification(chart: Any) -> dict[str, Any]:
@@ -193,7 +194,7 @@ def class_balance(summary: pl.DataFrame, classes: Mapping[int, str], splits: lis
 
 
 def brightness(examples: pl.DataFrame, splits: list[str]) -> dict[str, Any]:
-    """Plot the brightness of each split's images: the distribution of the mean of an image's pixels."""
+    """Plot the distribution of brightness in each split."""
     summary = examples.drop_nulls("split")
     low, high = (float(summary.select(extreme).item()) for extreme in (pl.min("brightness"), pl.max("brightness")))
     width = (high - low) / BRIGHTNESS_BINS or 1.0
@@ -209,7 +210,7 @@ def brightness(examples: pl.DataFrame, splits: list[str]) -> dict[str, Any]:
         alt.Chart(rows, height=HEIGHT)
         .mark_line()
         .encode(
-            x=alt.X("brightness:Q", title="mean of an image's pixels (0 to 255)"),
+            x=alt.X("brightness:Q", title=BRIGHTNESS),
             y=alt.Y("share:Q", title="share of the split", axis=alt.Axis(format="%")),
             color=alt.Color("split:N", sort=splits),
             tooltip=["split", "brightness", "images"],

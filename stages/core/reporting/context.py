@@ -188,9 +188,8 @@ def describe_files(dataset: str, spec: Spec, num_tested: int) -> list[dict[str, 
 
 def parity_rows(by_input: Mapping[str, float]) -> list[tuple[str, float]]:
     """Return each kind of input, described in words, with its largest difference."""
-    words = {"all_0": "a black image", "all_255": "a white image", "noise": "images of random pixels"}
     return [
-        (words.get(name) or f"test images in batches of {int(name.removeprefix('batch_')):,}", difference)
+        (image.UNNATURAL.get(name) or f"test images in batches of {int(name.removeprefix('batch_')):,}", difference)
         for name, difference in by_input.items()
     ]
 

@@ -78,7 +78,7 @@ def train_epochs(
     def compute_gradients(inputs: Tensor, labels_M: Tensor, mixes_N5: Tensor | None = None) -> None:
         """Run the step up to the gradients; with `mixes_N5`, mix each example but the first with the one before it."""
         state.optimizer.zero_grad()
-        # Augmentation is outside of autocast, because bfloat16 is too coarse for image coordinates.
+        # Augmentation is outside of autocast, because bfloat16 is too coarse for coordinates.
         augmented = augment(inputs, recipe.augmentation, augmentation_generator, rank, world_size, neighbour=mixing)
         augmented, own_N = (augmented, None) if mixes_N5 is None else mix(augmented, mixes_N5)
         with autocast:

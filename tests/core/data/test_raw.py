@@ -176,7 +176,7 @@ def test_no_readable_picture_is_an_error(tmp_path: Path) -> None:
     for name in ("rose/a.png", "tulip/b.png"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_bytes(b"")
-    with pytest.raises(UserError, match=r"has no picture that can be read; the first problem: rose/a.png is not a"):
+    with pytest.raises(UserError, match=r"has no example that can be read; the first problem: rose/a.png is not a"):
         read(tmp_path)
 
 
