@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 from graphlib import TopologicalSorter
 from io import StringIO
 from pathlib import Path

@@ -128,6 +128,8 @@ def what_it_is(content: bytes) -> str:
     if start.startswith((b"<!doctype html", b"<html")):
         return "it is an HTML page"
     if b"ftyphei" in start or b"ftypmif1" in start:
+        if "HEIF" in FORMATS:
+            return "it is a damaged HEIC file"
         return "it is a HEIC file, which only the package pillow-heif reads; `pip install pillow-heif` installs it"
     if b"ftypavif" in start:
         return "it is an AVIF file; save it as PNG, JPEG or WebP"
