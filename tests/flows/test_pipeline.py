@@ -27,8 +27,10 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import FlowRun
 
 from flows.notify import WEBHOOK
+from stages.core.files.atomic import remove
 from tests.conftest import PROJECT, Clone, wait_for, write_params
 from tests.flows.conftest import times
+from tests.test_own_images import write_flowers
 
 FLOW = ("python", "-m", "flows.pipeline")
 
@@ -95,6 +97,25 @@ def test_the_same_lock_file_as_dvc_repro(
     assert {"evaluation.accuracy", "parity.tolerance_used"} <= {row["metric"] for row in metrics}
     progress = client.read_artifacts(artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["train-progress"])))
     assert [item.data for item in progress if item.flow_run_id == run.id] == [100.0]
+
+
+@pytest.mark.slow
+def test_pictures_give_the_same_lock_file_as_dvc_repro(
+    clone: Clone, params: dict[str, Any], prefect_env: dict[str, str]
+) -> None:
+    params["dataset"], params["recipe"] = "flowers", "article"
+    write_params(params, clone.folder)
+    write_flowers(clone.folder / "data/flowers")
+    clone.run("dvc", "add", "data/flowers/rose", "data/flowers/tulip", "data/flowers/daisy")
+    clone.run("git", "add", "--all")
+    clone.run("dvc", "repro")
+    expected = clone.read_yaml("dvc.lock")
+    for path in (clone.folder / "dvc.lock", clone.folder / "artifacts", clone.folder / ".dvc/cache/runs"):
+        remove(path)
+    clone.run("git", "checkout", "artifacts")
+    clone.run(*FLOW, env=prefect_env)
+    assert clone.read_yaml("dvc.lock") == expected
+    assert "Data and pipelines are up to date." in clone.run("dvc", "status").stdout
 
 
 def test_without_a_server_the_flow_starts_one_that_ends_with_it(project: Clone, tmp_path: Path) -> None:

@@ -37,6 +37,13 @@ with suppress(ImportError):  # It is an optional package.
     FORMATS.append("HEIF")
     SUFFIXES += [".heic", ".heif"]
 
+# What often has the name of a picture, by the beginning of its content in lower case.
+FOREIGN = {
+    rb"version https://git-lfs": "it is a pointer of Git LFS; `git lfs pull` fetches the picture itself",
+    rb"<!doctype html|<html": "it is an HTML page",
+    rb"(?s).{4}ftypavif": "it is an AVIF file; save it as PNG, JPEG or WebP",
+}
+
 ORIENTATION = 0x0112  # EXIF's tag
 # What turns a picture upright, by the value of the tag.
 TURNS = {
@@ -123,16 +130,12 @@ def what_it_is(content: bytes) -> str:
     start = content[:200].lstrip().lower()
     if not content:
         return "it is empty"
-    if start.startswith(b"version https://git-lfs"):
-        return "it is a pointer of Git LFS; `git lfs pull` fetches the picture itself"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "it is an HTML page"
-    if b"ftyphei" in start or b"ftypmif1" in start:
-        if "HEIF" in FORMATS:
-            return "it is a damaged HEIC file"
-        return "it is a HEIC file, which only the package pillow-heif reads; `pip install pillow-heif` installs it"
-    if b"ftypavif" in start:
-        return "it is an AVIF file; save it as PNG, JPEG or WebP"
+    for signature, name in FOREIGN.items():
+        if re.match(signature, start):
+            return name
+    if re.match(rb".{4}ftyp(hei|mif1)", start, re.DOTALL):
+        missing = "it is a HEIC file, which only the package pillow-heif reads; `pip install pillow-heif` installs it"
+        return "it is a damaged HEIC file" if "HEIF" in FORMATS else missing
     return f"its {len(content):,} bytes are none of {', '.join(FORMATS)}"
 
 
