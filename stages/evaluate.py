@@ -43,12 +43,13 @@ def tabulate(logits_NK: Tensor, labels_N: Tensor) -> pl.DataFrame:
     )
 
 
-def tabulate_label_errors(logits_NK: Tensor, examples: pl.DataFrame) -> pl.DataFrame:
+def tabulate_label_errors(logits_NK: Tensor, examples: pl.DataFrame, sure: float) -> pl.DataFrame:
     """Return one row per example whose label is likely wrong, the least probable label first.
 
-    `examples` has the columns `id`, `split` and `label` of the N examples, on which the model was not trained.
+    `examples` has the columns `id`, `split` and `label` of the N examples, on which the model was not trained; its
+    predictions are sure from the confidence `sure` on.
     """
-    found = find_label_errors(logits_NK, torch.from_numpy(examples["label"].to_numpy(writable=True)))
+    found = find_label_errors(logits_NK, torch.from_numpy(examples["label"].to_numpy(writable=True)), sure)
     return examples[found.rows.numpy()].select(
         "id",
         "split",
@@ -73,7 +74,7 @@ def main() -> None:
     }
     # The table of examples has these splits in the same order.
     untrained = dataset.examples.filter(pl.col("split").is_in([*held_out]))
-    label_errors = tabulate_label_errors(torch.cat([*logits.values()]), untrained)
+    label_errors = tabulate_label_errors(torch.cat([*logits.values()]), untrained, manifest.unsure_below)
 
     logits_NK, labels_N = logits["test"], torch.from_numpy(held_out["test"].labels)
     overall, by_class = measure(logits_NK, labels_N)

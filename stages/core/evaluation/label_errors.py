@@ -25,14 +25,16 @@ class LabelErrors(NamedTuple):
     suggested_confidence: Tensor  # float64 [M], 0..1: the probability of the suggested class
 
 
-def find_label_errors(logits_NK: Tensor, labels_N: Tensor) -> LabelErrors:
-    """Return the examples off the diagonal of the confident joint (section 3.2 of the article, the first method).
+def find_label_errors(logits_NK: Tensor, labels_N: Tensor, sure: float) -> LabelErrors:
+    """Return the examples off the diagonal of the article's confident joint, and those that are surely another class.
 
-    An example counts as one of class k if its probability of k reaches the class's threshold; if it reaches several,
-    as one of the most probable of these. Its label is likely wrong if that is another class, unless the model finds
-    the label at least as probable.
+    An example counts as one of class k if its probability of k reaches the class's threshold or `sure`, 0..1; if that
+    holds for several classes, as one of the most probable of these. Its label is likely wrong if that is another class,
+    unless the model finds the label at least as probable. The article has no limit such as `sure`. Without it, half of
+    the wrong labels escape where a good model gives all examples of a class nearly the same probability, because half
+    of these are below their mean.
     """
-    threshold_K = confidence_thresholds(logits_NK, labels_N)
+    threshold_K = confidence_thresholds(logits_NK, labels_N).clamp(max=sure)
     suggested, confidence = [], []
     for probability_NK, _ in in_chunks(logits_NK, labels_N):
         reached = probability_NK.where(probability_NK >= threshold_K, 0).max(1)
@@ -47,7 +49,7 @@ def find_label_errors(logits_NK: Tensor, labels_N: Tensor) -> LabelErrors:
 def confidence_thresholds(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
     """Return the mean probability of their own label among the examples of each class, float64 [K] (equation 2).
 
-    That of a class without examples is infinite, so that it is never suggested.
+    It is infinite for a class without examples.
     """
     count_K = labels_N.bincount(minlength=logits_NK.shape[1])
     sum_K = labels_N.bincount(self_confidence(logits_NK, labels_N), minlength=logits_NK.shape[1])

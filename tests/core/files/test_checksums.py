@@ -115,7 +115,7 @@ def list_outputs() -> dict[str, bool]:
     for stage in stages.values():
         for output in [*stage["outs"], *stage.get("metrics", [])]:
             found |= (
-                {path: options["cache"] for path, options in output.items()}
+                {path: options.get("cache", True) for path, options in output.items()}
                 if isinstance(output, dict)
                 else {output: True}
             )
