@@ -100,7 +100,7 @@ def test_files_of_a_run(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     tested = predictions.with_columns(id=examples.filter(split="test")["id"])
     suspects = tested.join(errors.filter(split="test"), on="id")
     assert (suspects["prediction"] != suspects["label"]).all()
-    assert (suspects["suggested_confidence"] - suspects["confidence"]).abs().max() < 1e-4
+    assert ((suspects["suggested_confidence"] - suspects["confidence"]).abs() < 1e-4).all()
 
     per_class = read_table(layout.PER_CLASS, schemas.per_class())
     assert per_class["class"].to_list() == [str(digit) for digit in range(10)]

@@ -184,7 +184,7 @@ def measure_distances(values_N: NDArray[np.float64], least: float) -> NDArray[np
 
 
 def show_findings(findings: pl.DataFrame, examples: pl.DataFrame, splits: Mapping[str, Split]) -> list[dict[str, Any]]:
-    """Return each kind of finding with its meaning, the number of files, and the first ones with pictures.
+    """Return each kind of finding with its meaning, the number of examples, and the first ones with pictures.
 
     A group of copies is shown once.
     """
