@@ -2,10 +2,11 @@
 
 Reads artifacts/model/ and artifacts/normalized/.
 Writes artifacts/metrics/evaluation.json, the figures by which runs are compared; artifacts/details/evaluation.json, the
-interval, counts and provenance; artifacts/metrics/per_class.csv and artifacts/plots/predictions.csv.
+interval, counts and provenance; artifacts/metrics/per_class.csv and artifacts/plots/predictions.csv;
+artifacts/audit/label_errors.csv, the validation and test images whose label is likely wrong.
 Fails when the model and the data do not fit together.
 
-Shape suffixes: N test examples, K classes.
+Shape suffixes: N examples, K classes.
 """
 
 import polars as pl
@@ -16,6 +17,7 @@ from stages.core.config.params import load_params
 from stages.core.data.splits import read_dataset
 from stages.core.evaluation.calibration import count_unsure
 from stages.core.evaluation.inference import infer
+from stages.core.evaluation.label_errors import find_label_errors
 from stages.core.evaluation.metrics import measure, predict_classes, wilson_interval
 from stages.core.files import layout, schemas
 from stages.core.files.errors import report_errors
@@ -41,16 +43,40 @@ def tabulate(logits_NK: Tensor, labels_N: Tensor) -> pl.DataFrame:
     )
 
 
+def tabulate_label_errors(logits_NK: Tensor, examples: pl.DataFrame, sure: float) -> pl.DataFrame:
+    """Return one row per example whose label is likely wrong, the least probable label first.
+
+    `examples` has the columns `id`, `split` and `label` of the N examples, on which the model was not trained; its
+    predictions are sure from the confidence `sure` on.
+    """
+    found = find_label_errors(logits_NK, torch.from_numpy(examples["label"].to_numpy(writable=True)), sure)
+    return examples[found.rows.numpy()].select(
+        "id",
+        "split",
+        "label",
+        suggested=pl.Series(found.suggested.numpy()),
+        label_confidence=pl.Series(found.label_confidence.numpy()).round(6),
+        suggested_confidence=pl.Series(found.suggested_confidence.numpy()).round(6),
+    )
+
+
 def main() -> None:
     params = load_params()
     layout.TRAIN.verify(layout.MODEL, layout.MANIFEST)
     layout.NORMALIZE.verify(layout.NORMALIZED)
     model, manifest = load_model()
     check_data(manifest)
-    test, device = read_dataset().read("test"), pick_device(params.machine.device)
-    inputs, labels_N = torch.from_numpy(test.inputs), torch.from_numpy(test.labels)
+    dataset, device = read_dataset(), pick_device(params.machine.device)
+    held_out = {split: dataset.read(split) for split in ("validation", "test")}
+    logits = {
+        split: infer(model, torch.from_numpy(examples.inputs), device, params.evaluate.batch_size)
+        for split, examples in held_out.items()
+    }
+    # The table of examples has these splits in the same order.
+    untrained = dataset.examples.filter(pl.col("split").is_in([*held_out]))
+    label_errors = tabulate_label_errors(torch.cat([*logits.values()]), untrained, manifest.unsure_below)
 
-    logits_NK = infer(model, inputs, device, params.evaluate.batch_size)
+    logits_NK, labels_N = logits["test"], torch.from_numpy(held_out["test"].labels)
     overall, by_class = measure(logits_NK, labels_N)
     unsure, sure_errors = count_unsure(logits_NK, labels_N, manifest.unsure_below)
     sure = len(labels_N) - unsure
@@ -63,6 +89,7 @@ def main() -> None:
         "accuracy_high": high,
         "unsure_images": unsure,
         "sure_errors": sure_errors,
+        "likely_mislabelled": {split: label_errors.filter(split=split).height for split in held_out},
         "made_from": {**provenance, "device": describe_device(device), "trained_on": manifest.environment},
     }
     classes = manifest.spec.classes
@@ -71,9 +98,10 @@ def main() -> None:
 
     write_table(tabulate(logits_NK, labels_N), layout.PREDICTIONS, schemas.predictions(len(classes), len(labels_N)))
     write_table(per_class, layout.PER_CLASS, schemas.per_class())
+    write_table(label_errors, layout.LABEL_ERRORS, schemas.label_errors(len(classes)))
     write_json(overall, layout.METRICS)
     write_json(details, layout.DETAILS)
-    layout.EVALUATE.record(layout.METRICS, layout.DETAILS, layout.PER_CLASS, layout.PREDICTIONS)
+    layout.EVALUATE.record(layout.METRICS, layout.DETAILS, layout.PER_CLASS, layout.PREDICTIONS, layout.LABEL_ERRORS)
     print(
         f"evaluate: accuracy {overall['accuracy']:.2%} ({low:.2%} to {high:.2%}),"
         f" recall {overall['recall']:.4f}, F1 {overall['f1']:.4f} on {len(labels_N):,} test images;"

@@ -53,7 +53,7 @@ def before(evaluated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """Return a copy of that folder as it was before the evaluation, and make it the current one."""
     folder = tmp_path / "before"
     shutil.copytree(evaluated, folder)
-    for path in (layout.METRICS, layout.DETAILS, layout.PER_CLASS, layout.PREDICTIONS):
+    for path in (layout.METRICS, layout.DETAILS, layout.PER_CLASS, layout.PREDICTIONS, layout.LABEL_ERRORS):
         (folder / path).unlink()
     monkeypatch.chdir(folder)
     return folder
@@ -92,12 +92,22 @@ def test_files_of_a_run(evaluated: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert overall["coverage"] == (100 - details["unsure_images"]) / 100 == sure.height / 100
     assert overall["risk"] == details["sure_errors"] / sure.height == wrong.height / sure.height
 
+    errors = read_table(layout.LABEL_ERRORS, schemas.label_errors(10))
+    counts = dict(errors.group_by("split").len().iter_rows())
+    assert details["likely_mislabelled"] == {split: counts.get(split, 0) for split in ("validation", "test")}
+    examples = read_dataset().examples
+    assert errors.join(examples, on=["id", "split", "label"]).height == errors.height > 0
+    tested = predictions.with_columns(id=examples.filter(split="test")["id"])
+    suspects = tested.join(errors.filter(split="test"), on="id")
+    assert (suspects["prediction"] != suspects["label"]).all()
+    assert ((suspects["suggested_confidence"] - suspects["confidence"]).abs() < 1e-4).all()
+
     per_class = read_table(layout.PER_CLASS, schemas.per_class())
     assert per_class["class"].to_list() == [str(digit) for digit in range(10)]
     assert per_class["images"].to_list() == [10] * 10
     for name in ("precision", "recall", "f1"):
         assert overall[name] == pytest.approx(per_class[name].mean())
-    layout.EVALUATE.verify(layout.METRICS, layout.DETAILS, layout.PER_CLASS, layout.PREDICTIONS)
+    layout.EVALUATE.verify(layout.METRICS, layout.DETAILS, layout.PER_CLASS, layout.PREDICTIONS, layout.LABEL_ERRORS)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 100, 1000])

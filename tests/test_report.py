@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page
 
 from stages import download, evaluate, export, normalize, parity, report, train
@@ -15,8 +16,9 @@ from stages.core.config.params import override_params
 from stages.core.files import layout, schemas
 from stages.core.files.errors import UserError
 from stages.core.files.tables import read_json, read_table, write_table
+from stages.core.reporting import audit
 from stages.core.reporting.context import MISTAKES
-from tests.conftest import PROJECT, make_once, tiny_params, write_params
+from tests.conftest import PROJECT, make_images, make_once, tiny_params, write_params
 
 HOSTILE = "<img src=x onerror=alert(1)> | </script>"
 LONG = "x" * 90
@@ -152,9 +154,10 @@ def test_long_names_of_classes_hide_nothing(ready: Path, browser: Browser) -> No
 
 
 def test_same_run_gives_the_same_bytes(ready: Path) -> None:
-    first = [path.read_bytes() for path in (layout.PAGE, layout.CARD)]
+    written = (layout.PAGE, layout.CARD, layout.AUDIT)
+    first = [path.read_bytes() for path in written]
     report.main()
-    assert [path.read_bytes() for path in (layout.PAGE, layout.CARD)] == first
+    assert [path.read_bytes() for path in written] == first
 
 
 @pytest.mark.slow
@@ -163,7 +166,7 @@ def test_optional_parts(ready: Path, browser: Browser, monkeypatch: pytest.Monke
     schema = schemas.predictions(10, 100)
     table = read_table(layout.PREDICTIONS, schema)
     write_table(table.with_columns(prediction=pl.col("label")), layout.PREDICTIONS, schema)
-    layout.EVALUATE.record(layout.METRICS, layout.DETAILS, layout.PER_CLASS, layout.PREDICTIONS)
+    layout.EVALUATE.record(layout.METRICS, layout.DETAILS, layout.PER_CLASS, layout.PREDICTIONS, layout.LABEL_ERRORS)
     shutil.rmtree(layout.BASELINE)
     monkeypatch.setenv("PATH", "")
     report.main()
@@ -207,6 +210,7 @@ def test_model_card_escapes_names(ready: Path) -> None:
         layout.SPEC,
         layout.EXAMPLES,
         layout.split_array("train"),
+        layout.split_array("validation"),
         layout.split_array("test"),
         layout.DATA_DETAILS,
         layout.MANIFEST,
@@ -215,6 +219,7 @@ def test_model_card_escapes_names(ready: Path) -> None:
         layout.DETAILS,
         layout.PER_CLASS,
         layout.PREDICTIONS,
+        layout.LABEL_ERRORS,
         layout.ONNX,
         layout.PARITY_METRICS,
         layout.PARITY_DETAILS,
@@ -234,6 +239,59 @@ def test_a_model_of_other_data_is_an_error(ready: Path) -> None:
     normalize.main()
     with pytest.raises(UserError, match=r"^artifacts/model/model\.pt was not trained on the data in artifacts/norm"):
         report.main()
+
+
+def test_the_audit_names_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_idx: Path) -> None:
+    """In a folder of pictures with one fault of each kind, each is in audit.csv and on the page with its file."""
+    monkeypatch.chdir(tmp_path)
+    params = tiny_params(tiny_idx)
+    scale = {"mean": 0.5, "std": 0.5}
+    params["datasets"]["tiny"] = {"problems": 0.1, "licence": "CC0", "description": "Bright patches.", **scale}
+    params["recipes"][params["recipe"]]["epochs"] = 6
+    write_params(params, tmp_path)
+    paths: dict[str, list[Path]] = {}
+    for split, count, seed in (("train", 600, 1), ("validation", 200, 2), ("test", 200, 3)):
+        images, labels = make_images(count, seed)
+        for index, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            if label % 4 == 0:  # classes 0, 4 and 8
+                path = tmp_path / "data/tiny" / split / "abc"[label // 4] / f"{index}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(image).save(path)
+                paths.setdefault(f"{split}/{path.parent.name}", []).append(path)
+    folder = tmp_path / "data/tiny"
+    paths["test/a"][0].rename(folder / "test/b/flipped.png")
+    shutil.copy(paths["train/a"][0], folder / "train/c/conflict.png")
+    near = Image.open(paths["train/b"][0]).point(lambda level: level * 15 // 16)
+    near.save(folder / "validation/b/near.png")
+    (folder / "train/a/truncated.png").write_bytes(paths["train/a"][1].read_bytes()[:300])
+    odd = Image.open(paths["train/c"][0])
+    odd.resize((280, 28)).save(folder / "train/c/odd.png")
+
+    for stage in (download, normalize, train, evaluate, export, parity, report):
+        stage.main()
+    rows = read_table(layout.AUDIT, audit.schema()).select("finding", "file", "split", "label", "suggested", "detail")
+    found = {(finding, file): rest for finding, file, *rest in rows.iter_rows()}
+    conflict, copied, twin = (
+        "train/c/conflict.png",
+        *(path.relative_to(folder).as_posix() for path in (paths["train/a"][0], paths["train/b"][0])),
+    )
+    same = f"same pixels as {copied} (train, labelled a)"
+    assert found["problem", "train/a/truncated.png"] == [None, "a", None, "cannot be read: image file is truncated"]
+    assert found["conflicting label", conflict] == found["exact duplicate", conflict] == ["train", "c", None, same]
+    assert found["conflicting label", copied][3] == f"same pixels as {conflict} (train, labelled c)"
+    looks = f"looks the same as {twin} (train, labelled b)"
+    assert found["near duplicate", "validation/b/near.png"] == ["validation", "b", None, looks]
+    assert found["likely mislabelled", "test/b/flipped.png"][:3] == ["test", "b", "a"]
+    assert found["outlier", "train/c/odd.png"][3].startswith("280x28 pixels: ")
+
+    page, card = layout.PAGE.read_text(), layout.CARD.read_text()
+    assert all(file in page for _, file in found)
+    assert all(found[finding, file][3] in page for finding, file in found if file not in {conflict, copied})
+    assert "natural order" in page
+    assert "Bright patches.\n\nLicence of the data: CC0.\n" in card
+    likely = sum(finding == "likely mislabelled" for finding, _ in found)
+    assert f"{likely} are likely mislabelled" in card
+    layout.REPORT.verify(layout.AUDIT)
 
 
 def test_metrics_are_seventeen_numbers_of_visible_size(proved: Path) -> None:

@@ -24,6 +24,7 @@ METRICS = Path("artifacts/metrics/evaluation.json")
 DETAILS = Path("artifacts/details/evaluation.json")
 PER_CLASS = Path("artifacts/metrics/per_class.csv")
 PREDICTIONS = Path("artifacts/plots/predictions.csv")
+LABEL_ERRORS = Path("artifacts/audit/label_errors.csv")
 
 ONNX = Path("artifacts/onnx/model.onnx")
 
@@ -35,6 +36,7 @@ FOLDERS = Path("artifacts/predictions")  # Predictions for the user's own files,
 BASELINE = Path("artifacts/baseline")  # Metrics of another run, by data set, for comparison.
 PAGE = Path("artifacts/report/index.html")
 CARD = Path("artifacts/report/MODEL_CARD.md")
+AUDIT = Path("artifacts/report/audit.csv")
 LOCAL = Path("artifacts/report/local.js")
 
 TIMES = Path("artifacts/times")  # How long each stage took. Times differ between runs, so they are no stage's output.

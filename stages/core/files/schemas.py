@@ -37,6 +37,23 @@ def predictions(num_classes: int, num_images: int) -> pa.DataFrameSchema:
     )
 
 
+def label_errors(num_classes: int) -> pa.DataFrameSchema:
+    """Return the schema of the table of likely wrong labels, those with the least probable label first."""
+    label, share = pa.Check.in_range(0, num_classes - 1), pa.Check.in_range(0, 1)
+    return pa.DataFrameSchema(
+        {
+            "id": pa.Column(pl.Int64, pa.Check.ge(0), unique=True),  # in the table of examples
+            "split": pa.Column(pl.String, pa.Check.isin(["validation", "test"])),
+            "label": pa.Column(pl.Int64, label),
+            "suggested": pa.Column(pl.Int64, label),
+            "label_confidence": pa.Column(pl.Float64, share),
+            "suggested_confidence": pa.Column(pl.Float64, share),
+        },
+        checks=pa.Check(suggests_another_class, error="the suggested class is not the label"),
+        strict=True,
+    )
+
+
 def per_class() -> pa.DataFrameSchema:
     """Return the schema of the table with one row per class of the test split."""
     share = pa.Check.in_range(0, 1)
@@ -50,6 +67,11 @@ def per_class() -> pa.DataFrameSchema:
         },
         strict=True,
     )
+
+
+def suggests_another_class(data: pa.PolarsData) -> pl.LazyFrame:
+    """Check that the suggested class is not the label."""
+    return data.lazyframe.select(pl.col("suggested") != pl.col("label"))
 
 
 def finite_and_not_negative(data: pa.PolarsData) -> pl.LazyFrame:

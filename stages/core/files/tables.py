@@ -38,12 +38,15 @@ def list_violations(errors: SchemaErrors) -> list[str]:
     return lines
 
 
-def write_table(table: pl.DataFrame, path: Path, schema: DataFrameSchema) -> None:
-    """Validate a table and save it as CSV or Parquet, depending on the suffix of `path`."""
+def write_table(table: pl.DataFrame, path: Path, schema: DataFrameSchema, *, for_people: bool = False) -> None:
+    """Validate a table and save it as CSV or Parquet, depending on the suffix of `path`.
+
+    CSV `for_people` begins with UTF-8's byte order mark, without which Excel misreads every letter beyond ASCII.
+    """
     validate(table, schema, path)
     buffer = io.BytesIO()  # Polars does not distinguish a full disk from other errors.
     if path.suffix == ".csv":
-        table.write_csv(buffer)
+        table.write_csv(buffer, include_bom=for_people)
     else:
         table.write_parquet(buffer)
     with replacing(path) as partial:

@@ -18,6 +18,7 @@ from stages.core.examples import image
 from stages.core.examples.spec import Spec
 from stages.core.files import layout, schemas
 from stages.core.nets.manifest import Manifest
+from stages.core.reporting import audit
 from stages.core.reporting.headline import HEADLINE, format_headline, read_baseline
 from stages.core.reporting.local import LATENCY_RUNS
 from stages.core.training.config import Recipe
@@ -25,7 +26,8 @@ from stages.core.training.config import Recipe
 MISTAKES = 50  # shown
 PAIRS = 10  # of classes that are confused most often, shown
 SAMPLES = 12  # training examples of each class, shown
-SHOWN_CLASSES = 50  # in charts and samples; more would be neither legible nor quick to draw
+SHOWN_CLASSES = 50  # in charts, samples and sentences; more would be neither legible nor quick to draw
+SIZES = 10  # of the original pictures, shown
 
 
 class Run(NamedTuple):
@@ -35,11 +37,13 @@ class Run(NamedTuple):
     manifest: Manifest
     onnx: OnnxModel
     train: Split
+    validation: Split
     test: Split
     examples: pl.DataFrame
     history: pl.DataFrame
     predictions: pl.DataFrame
     per_class: pl.DataFrame
+    label_errors: pl.DataFrame
     data: dict[str, Any]
     evaluation: dict[str, Any]  # metrics and details
     parity: dict[str, Any]
@@ -60,12 +64,14 @@ def shared_context(run: Run) -> dict[str, Any]:
     }
 
 
-def page_context(run: Run) -> dict[str, Any]:
-    """Return the values that only the page shows: charts, pictures, tables of details."""
+def page_context(run: Run, findings: pl.DataFrame) -> dict[str, Any]:
+    """Return the values that only the page shows: charts, pictures, the audit's findings, tables of details."""
     from stages.core.reporting import charts  # noqa: PLC0415  # Importing altair takes half a second.
 
     classes = run.manifest.spec.classes
     shown = choose_classes(run.predictions, classes)
+    splits = {"train": run.train, "validation": run.validation, "test": run.test}
+    sizes = audit.count_sizes(run.examples)
     library = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     assert "</script" not in library
     return {
@@ -84,6 +90,12 @@ def page_context(run: Run) -> dict[str, Any]:
         "mistakes": worst_mistakes(run.predictions, run.test, classes),
         "samples": sample_examples(run.train, shown),
         "shown_classes": len(shown),
+        "order": audit.describe_order(classes),
+        "named_classes": classes[:SHOWN_CLASSES],
+        "findings": audit.show_findings(findings, run.examples, splits),
+        "shown_findings": audit.SHOWN,
+        "sizes": sizes[:SIZES],
+        "other_sizes": sizes[SIZES:],
         "files": describe_files(run.params.dataset, run.manifest.spec, len(run.test.labels)),
         "differences": parity_rows(run.parity["max_abs_diff_by_input"]),
         "legible": charts.LEGIBLE,
@@ -177,6 +189,8 @@ def describe_files(dataset: str, spec: Spec, num_tested: int) -> list[dict[str, 
         str(layout.HISTORY): schemas.history(),
         str(layout.PREDICTIONS): schemas.predictions(num_classes, num_tested),
         str(layout.PER_CLASS): schemas.per_class(),
+        str(layout.LABEL_ERRORS): schemas.label_errors(num_classes),
+        str(layout.AUDIT): audit.schema(),
     }
     arrays = f"{layout.NORMALIZED}/{{{','.join(SPLITS)}}}.npy"
     shape = f"{spec.dtype} [rows of the table, {', '.join(map(str, spec.shape))}]"

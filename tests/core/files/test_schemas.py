@@ -48,6 +48,19 @@ TABLES: dict[str, tuple[DataFrameSchema, pl.DataFrame]] = {
         schemas.predictions(10, 3),
         pl.DataFrame({"index": [0, 1, 2], "label": [0, 1, 9], "prediction": [0, 9, 9], "confidence": [0.0, 0.5, 1.0]}),
     ),
+    "label_errors": (
+        schemas.label_errors(10),
+        pl.DataFrame(
+            {
+                "id": [7, 0],
+                "split": ["test", "validation"],
+                "label": [0, 9],
+                "suggested": [9, 0],
+                "label_confidence": [0.0, 0.5],
+                "suggested_confidence": [1.0, 0.5],
+            }
+        ),
+    ),
     "per_class": (
         schemas.per_class(),
         pl.DataFrame(
@@ -77,7 +90,7 @@ def assert_table_refused(table: pl.DataFrame, schema: DataFrameSchema, folder: P
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-@pytest.mark.parametrize("name", ["history", "predictions", "per_class"])
+@pytest.mark.parametrize("name", ["history", "predictions", "label_errors", "per_class"])
 def test_table_round_trip(tmp_path: Path, name: str, suffix: str) -> None:
     schema, table = TABLES[name]
     path = tmp_path / "some" / f"table{suffix}"
@@ -118,6 +131,13 @@ def test_examples_round_trip(tmp_path: Path) -> None:
         ("predictions", "label", [0, 10, -1], "in_range(0, 9) (2 failing; row 1: 10, row 2: -1)"),
         ("predictions", "prediction", [0, 10, -1], "in_range(0, 9) (2 failing; row 1: 10, row 2: -1)"),
         ("predictions", "confidence", [NAN, 1.1, -0.1], "in_range(0, 1) (3 failing; row 0: NaN, row 1: 1.1, row 2: -"),
+        ("label_errors", "id", [1, 1], "field_uniqueness (2 failing; row 0: 1, row 1: 1)"),
+        ("label_errors", "id", [-1, 1], "greater_than_or_equal_to(0) (1 failing; row 0: -1)"),
+        ("label_errors", "split", ["train", "test"], "isin(['validation', 'test']) (1 failing; row 0: train)"),
+        ("label_errors", "label", [10, 9], "in_range(0, 9) (1 failing; row 0: 10)"),
+        ("label_errors", "suggested", [9, -1], "in_range(0, 9) (1 failing; row 1: -1)"),
+        ("label_errors", "label_confidence", [NAN, 0.5], "in_range(0, 1) (1 failing; row 0: NaN)"),
+        ("label_errors", "suggested_confidence", [1.1, 0.5], "in_range(0, 1) (1 failing; row 0: 1.1)"),
         ("per_class", "class", ["0", "0"], "field_uniqueness (2 failing; row 0: 0, row 1: 0)"),
         ("per_class", "images", [1, 0], "greater_than(0) (1 failing; row 1: 0)"),
         ("per_class", "precision", [1.1, -0.1], "in_range(0, 1) (2 failing; row 0: 1.1, row 1: -0.1)"),
