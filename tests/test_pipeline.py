@@ -4,10 +4,7 @@ import ast
 import json
 import re
 from graphlib import TopologicalSorter
-from io import StringIO
 from pathlib import Path
-from textwrap import indent
-from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
@@ -157,12 +154,10 @@ def test_an_experiment_is_compared_with_the_commit(repeated: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_an_override_changes_one_line_and_a_bad_one_loses_nothing(clone: Clone, params: dict[str, Any]) -> None:
-    """The tiny data set is added to the project's file in the layout in which DVC writes it."""
-    tiny = StringIO()
-    YAML().dump({"tiny": params["datasets"]["tiny"]}, tiny)
+def test_an_override_changes_one_line_and_a_bad_one_loses_nothing(clone: Clone) -> None:
+    """Check it in the project's own file, with its comments and its layout."""
     text = (PROJECT / "params.yaml").read_text().replace("\ndataset: mnist ", "\ndataset: tiny  ")
-    (clone.folder / "params.yaml").write_text(text + "\n" + indent(tiny.getvalue(), "  "))
+    (clone.folder / "params.yaml").write_text(text)
     clone.run("git", "commit", "--quiet", "--all", "--message=tiny data in the project's file")
 
     clone.run("dvc", "exp", "run", "--set-param", "seed=2", "normalize")
@@ -174,7 +169,6 @@ def test_an_override_changes_one_line_and_a_bad_one_loses_nothing(clone: Clone, 
     refused = clone.run("dvc", "exp", "run", "--set-param", "normalize.std=-1", "normalize", check=False)
     assert refused.returncode != 0
     assert "normalize.std: found -1, input should be greater than or equal to 0.0001" in refused.stdout
-    assert not (clone.folder / NORMALIZED).exists()  # DVC removed it before the stage could refuse to run.
     clone.run("git", "checkout", "params.yaml")
     clone.run("dvc", "checkout", "normalize")
     assert contents(clone.folder, NORMALIZED) == written
