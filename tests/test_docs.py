@@ -87,7 +87,7 @@ class NotRun(NamedTuple):
 
 
 How = Run | Serve | Ask | Override | Help | DryRun | NotRun
-COMPARE = "dvc exp show --only-changed --drop 'Created|artifacts|stages|validation'"
+COMPARE = "dvc exp show --only-changed --drop 'Created|artifacts|stages|validation|top5'"
 COMMANDS: dict[str, How] = {
     "cd artifacts/onnx && sha256sum --check --strict SHA256SUMS": Run(),
     "cp artifacts/metrics/evaluation.json artifacts/metrics/parity.json artifacts/baseline/mnist/": Run(),

@@ -141,7 +141,7 @@ def test_an_experiment_is_compared_with_the_commit(repeated: Clone) -> None:
     evaluation = diff["artifacts/metrics/evaluation.json"]
     assert evaluation["loss"]["old"] != evaluation["loss"]["new"]
     assert all("made_from" not in metric for metrics in diff.values() for metric in metrics)
-    show = ["dvc", "exp", "show", "--no-pager", "--only-changed", "--drop", "Created|artifacts|stages|validation"]
+    show = ["dvc", "exp", "show", "--no-pager", "--only-changed", "--drop", "Created|artifacts|stages|validation|top5"]
     table = clone.run(*show, env={"COLUMNS": "160"}).stdout
     assert all(name in table for name in ("accuracy", "calibration_error", "tolerance_used", "recipe"))
     assert "…" not in table
