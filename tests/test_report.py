@@ -275,14 +275,14 @@ def test_the_audit_names_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "train/c/conflict.png",
         *(path.relative_to(folder).as_posix() for path in (paths["train/a"][0], paths["train/b"][0])),
     )
-    same = f"same pixels as {copied} (train, labelled a)"
+    same = f"same content as {copied} (train, labelled a)"
     assert found["problem", "train/a/truncated.png"] == [None, "a", None, "cannot be read: image file is truncated"]
     assert found["conflicting label", conflict] == found["exact duplicate", conflict] == ["train", "c", None, same]
-    assert found["conflicting label", copied][3] == f"same pixels as {conflict} (train, labelled c)"
+    assert found["conflicting label", copied][3] == f"same content as {conflict} (train, labelled c)"
     looks = f"looks the same as {twin} (train, labelled b)"
     assert found["near duplicate", "validation/b/near.png"] == ["validation", "b", None, looks]
     assert found["likely mislabelled", "test/b/flipped.png"][:3] == ["test", "b", "a"]
-    assert found["outlier", "train/c/odd.png"][3].startswith("280x28 pixels: ")
+    assert found["outlier", "train/c/odd.png"][3].startswith("280x28: ")
 
     page, card = layout.PAGE.read_text(), layout.CARD.read_text()
     assert all(file in page for _, file in found)

@@ -19,8 +19,8 @@ from stages.core.examples import image
 # Each kind of finding, the most urgent first, and what it means.
 MEANINGS = {
     "problem": "The file cannot be used, so it is in no split.",
-    "conflicting label": "The same pixels have different labels.",
-    "exact duplicate": "The same pixels occur more than once. Copies in different splits come first.",
+    "conflicting label": "The same content has different labels.",
+    "exact duplicate": "The same content occurs more than once. Copies in different splits come first.",
     "near duplicate": "It looks the same as a training image. Pairs with different labels come first.",
     "likely mislabelled": "The model assigns the image to another class. The least probable labels come first.",
     "outlier": "Brightness, contrast, area or width/height is far from the usual. The farthest come first.",
@@ -105,7 +105,7 @@ def find_problems(named: pl.DataFrame) -> Iterator[Finding]:
 
 
 def find_copies(named: pl.DataFrame) -> Iterator[Finding]:
-    """Yield a finding for each example whose pixels occur again, and another if a copy has another label."""
+    """Yield a finding for each example whose content occurs again, and another if a copy has another label."""
     groups = (
         named.drop_nulls("input_sha256")
         .filter(pl.len().over("input_sha256") > 1)
@@ -119,7 +119,7 @@ def find_copies(named: pl.DataFrame) -> Iterator[Finding]:
                 others = [place for other, place in enumerate(places[: NAMED + 1]) if other != index][:NAMED]
                 more = f" and {len(ids) - 1 - len(others):,} more" if len(ids) - 1 > len(others) else ""
                 other = ids[1] if index == 0 else ids[0]
-                yield Finding(finding, rank, id_, f"same pixels as {', '.join(others)}{more}", other)
+                yield Finding(finding, rank, id_, f"same content as {', '.join(others)}{more}", other)
 
 
 def find_alike(named: pl.DataFrame) -> Iterator[Finding]:
@@ -170,7 +170,7 @@ def find_outliers(named: pl.DataFrame) -> Iterator[Finding]:
         far_N = np.maximum(far_N, distance_N)
     order_N = np.lexsort((usable["id"].to_numpy(), -far_N))
     for rank, index in enumerate(order_N[: np.count_nonzero(far_N > FAR)].tolist(), 1):
-        size = f"{width_N[index]:.0f}x{height_N[index]:.0f} pixels"
+        size = f"{width_N[index]:.0f}x{height_N[index]:.0f}"
         yield Finding("outlier", rank, int(usable["id"][index]), f"{size}: {details[index]}")
 
 

@@ -71,11 +71,11 @@ def test_copies_share_a_rank_and_those_across_splits_come_first() -> None:
     )
     findings = audit(examples, NO_ERRORS, CLASSES)
     assert rows(findings, "exact duplicate") == [
-        (1, "2.png", "same pixels as 4.png (test, labelled dog)"),
-        (1, "4.png", "same pixels as 2.png (train, labelled cat)"),
-        (2, "0.png", "same pixels as 1.png (train, labelled cat), 5.png (train, labelled cat)"),
-        (2, "1.png", "same pixels as 0.png (train, labelled cat), 5.png (train, labelled cat)"),
-        (2, "5.png", "same pixels as 0.png (train, labelled cat), 1.png (train, labelled cat)"),
+        (1, "2.png", "same content as 4.png (test, labelled dog)"),
+        (1, "4.png", "same content as 2.png (train, labelled cat)"),
+        (2, "0.png", "same content as 1.png (train, labelled cat), 5.png (train, labelled cat)"),
+        (2, "1.png", "same content as 0.png (train, labelled cat), 5.png (train, labelled cat)"),
+        (2, "5.png", "same content as 0.png (train, labelled cat), 1.png (train, labelled cat)"),
     ]
     assert rows(findings, "conflicting label") == rows(findings, "exact duplicate")[:2]
 
@@ -86,7 +86,7 @@ def test_of_many_copies_only_the_first_are_named() -> None:
     assert len(details) == 2000
     assert all(detail.count("labelled") == NAMED for detail in details)
     assert details[0].endswith("3.png (train, labelled cat) and 1,996 more")
-    assert details[1999].startswith("same pixels as 0.png ")
+    assert details[1999].startswith("same content as 0.png ")
 
 
 def test_near_duplicates_with_different_labels_come_first_and_copies_are_none() -> None:
@@ -125,8 +125,8 @@ def test_outliers_say_what_is_unusual_and_what_is_usual() -> None:
     brightness = [*np.linspace(100, 120, 18), 9.0, 110.0]
     findings = audit(make(20, brightness=brightness, width=[40] * 19 + [400]), NO_ERRORS, CLASSES)
     assert rows(findings, "outlier") == [
-        (1, "19.png", "400x30 pixels: area 12,000, usually 1,200; width/height 13.33, usually 1.33"),
-        (2, "18.png", "40x30 pixels: brightness 9.0, usually 100.0 to 120.0"),
+        (1, "19.png", "400x30: area 12,000, usually 1,200; width/height 13.33, usually 1.33"),
+        (2, "18.png", "40x30: brightness 9.0, usually 100.0 to 120.0"),
     ]
 
 
@@ -141,8 +141,8 @@ def test_examples_of_an_array_have_a_row() -> None:
     examples = make(5, file=files, input_sha256=checksums, split=splits)
     findings = audit(examples, NO_ERRORS, CLASSES)
     assert findings.select("file", "row", "detail").rows() == [
-        ("train-images", 2, "same pixels as t10k-images row 1 (test, labelled cat)"),
-        ("t10k-images", 1, "same pixels as train-images row 2 (train, labelled cat)"),
+        ("train-images", 2, "same content as t10k-images row 1 (test, labelled cat)"),
+        ("t10k-images", 1, "same content as train-images row 2 (train, labelled cat)"),
     ]
 
 
