@@ -19,6 +19,12 @@ run: .venv/installed ## Run the stale stages of the pipeline, then print the met
 	@dvc repro
 	@python -m stages.core.reporting.results
 
+# The shell takes both from the environment, so that they may contain blanks and quotes.
+.PHONY: new-data
+new-data: .venv/installed ## Copy your own pictures to data/NAME, check them and add them to DVC: NAME=flowers FROM=~/flowers
+	$(if $(and $(NAME),$(FROM)),,$(error NAME or FROM is missing, as in: make new-data NAME=flowers FROM=~/flowers))
+	@python -m flows.new_data "$$NAME" "$$FROM"
+
 .PHONY: flow
 flow: .venv/installed ## Run the stale stages as a Prefect flow, independent ones at the same time
 	@python -m flows.pipeline
