@@ -65,7 +65,7 @@ audit: .venv/installed ## Check the pinned packages for known vulnerabilities
 .PHONY: bench
 bench: .venv/installed ## Run most benchmarks on this machine (2 hours on 2 cores), and write benchmarks/*.md
 	@dvc repro
-	@for each in tutorial speed sharing recipes overfitting inference flow predict serving; do python -m benchmarks.$$each || exit 1; done
+	@for each in tutorial speed sharing recipes overfitting inference flow predict serving normalize data_sets; do python -m benchmarks.$$each || exit 1; done
 
 .PHONY: check
 check: .venv/installed ## Lint the code, and check its format and types
