@@ -63,8 +63,8 @@ def check_name(name: str) -> Path:
     except ValidationError:
         raise UserError(f"NAME must be at most 64 letters, digits, '_' and '-', found '{name}'") from None
     if target.exists():
-        advice = f"to add pictures, copy them into it, then run `dvc add {target}/*/`"
-        raise UserError(f"{target} exists already; {advice}")
+        tracked = target if target.with_suffix(".dvc").exists() else f"{target}/*/"
+        raise UserError(f"{target} exists already; to add pictures, copy them into it, then run `dvc add {tracked}`")
     return target
 
 
@@ -168,7 +168,11 @@ def describe_pictures(table: pl.DataFrame, dataset: Dataset) -> Iterator[str]:
 def describe_links(files: list[Path], source: Path) -> list[str]:
     """Return a line about the files that are links out of the folder, if there are any."""
     outside = [file for file in files if file.is_symlink() and not file.resolve().is_relative_to(source)]
-    return [f"links: {len(outside):,} files lie elsewhere and were copied, first {outside[0]}"] if outside else []
+    return (
+        [f"links to files elsewhere, whose contents were copied: {len(outside):,}, first {outside[0]}"]
+        if outside
+        else []
+    )
 
 
 def main() -> None:
