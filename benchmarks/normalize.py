@@ -38,19 +38,25 @@ METHODS = {
 }
 BASES = 200  # distinct pictures; all others are shifted by a distance of their own, which changes every block of a JPEG
 RUN_STAGE = """
-import json, resource, runpy, sys, time
+import json, pathlib, re, resource, runpy, sys, threading, time
 from stages.core.examples import likeness
-search, searched = likeness.find_alike, 0
+search, searched, own = likeness.find_alike, 0, 0
 def timed(*given):
     global searched
     started = time.process_time()
     found = search(*given)
     searched = time.process_time() - started
     return found
-likeness.find_alike = timed
+def watch():
+    global own
+    while status.exists():
+        own = max(own, int(re.search(r"RssAnon:\\s*(\\d+)", status.read_text())[1]))
+        time.sleep(0.1)
+likeness.find_alike, status = timed, pathlib.Path("/proc/self/status")
+threading.Thread(target=watch, daemon=True).start()
 runpy.run_module(sys.argv[1], run_name="__main__")
 used = resource.getrusage(resource.RUSAGE_SELF)
-print(json.dumps([used.ru_utime + used.ru_stime, searched, used.ru_maxrss]))
+print(json.dumps([used.ru_utime + used.ru_stime, searched, used.ru_maxrss, own]))
 """
 
 
@@ -61,6 +67,7 @@ class Cost(NamedTuple):
     cpu_seconds: float  # of all threads
     search_cpu_seconds: float = 0.0  # of the search for near duplicates
     peak_mb: float = 0.0  # RSS
+    own_mb: float = 0.0  # RSS without pages of mapped files, which the kernel takes back when others need memory; Linux
 
 
 def draw(seed: int) -> NDArray[np.uint8]:
@@ -97,8 +104,9 @@ def run_stage(folder: Path, stage: str) -> Cost:
     started = time.perf_counter()
     command = [sys.executable, "-c", RUN_STAGE, f"stages.{stage}"]
     output = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
-    cpu, searched, peak = json.loads(output.splitlines()[-1])
-    return Cost(time.perf_counter() - started, cpu, searched, peak * (1 if sys.platform == "darwin" else 1024) / 1e6)
+    cpu, searched, peak, own = json.loads(output.splitlines()[-1])
+    peak_mb = peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+    return Cost(time.perf_counter() - started, cpu, searched, peak_mb, own * 1024 / 1e6)
 
 
 def run_pillow(paths: list[Path], *, draft: bool) -> Cost:
@@ -130,11 +138,12 @@ def measure(folder: Path, runs: int) -> dict[str, list[Cost]]:
     return found
 
 
-def report(results: dict[int, dict[str, list[Cost]]], size: float, runs: int) -> None:
+def report(results: dict[int, dict[str, list[Cost]]], size: float) -> None:
     rows = []
     for count, found in results.items():
         middle = {name: Cost(*map(median, zip(*costs, strict=True))) for name, costs in found.items()}
         for name, cost in middle.items():
+            peak, own = (max(getattr(run, field) for run in found[name]) for field in ("peak_mb", "own_mb"))
             rows.append([
                 f"{count:,}",
                 METHODS[name],
@@ -143,16 +152,20 @@ def report(results: dict[int, dict[str, list[Cost]]], size: float, runs: int) ->
                 f"{middle['pillow_draft'].seconds / cost.seconds:.0%}",
                 f"{middle['pillow_draft'].cpu_seconds / cost.cpu_seconds:.0%}",
                 f"{cost.search_cpu_seconds / cost.cpu_seconds:.0%}" if name == "normalize" else "",
-                f"{cost.peak_mb:,.0f}" if cost.peak_mb else "",
+                f"{peak:,.0f}" if peak else "",
+                f"{own:,.0f}" if own else "",
+                str(len(found[name])),
             ])  # fmt: skip
     head = ["pictures", "method", "pictures/s", "CPU ms per picture", "speed, of Pillow with `draft`",
-            "the same by CPU time", "near duplicates' share of CPU time", "peak memory, MB"]  # fmt: skip
+            "the same by CPU time", "near duplicates' share of CPU time", "peak memory, MB",
+            "without mapped files, MB", "runs"]  # fmt: skip
     text = [
         f"JPEG files of {WIDTH}x{HEIGHT} pixels and {size / 1e3:.0f} kB, in memory. Stage `download` reads, hashes and"
         " inspects each file. Stage `normalize` reads and hashes it again, decodes it, fits it into 64x64 pixels, and"
         " describes, divides, compares and writes the inputs. Both are timed as whole processes, including imports."
         " Pillow alone opens, decodes and resizes the same files with the same filter, in a thread per core, and keeps"
-        f" nothing. All figures are medians of {runs} runs, in which the methods took turns.",
+        " nothing. Times are medians of the runs, in which the methods took turns; memory is the largest. Stage `normalize` maps the"
+        " file of all inputs into its memory; the kernel takes these pages back when others need memory.",
         "Other processes kept the cores busy at the same time, so the pictures per second are lower than on an idle"
         " machine; the CPU time depends little on that.",
         table(head, rows),
@@ -179,7 +192,7 @@ def main() -> None:
             override_params(folder / PARAMS, {"dataset": "photos"})
             size = make_folder(folder / DATA / "photos", count)
             results[count] = measure(folder, arguments.runs)
-    report(results, size, arguments.runs)
+    report(results, size)
 
 
 if __name__ == "__main__":
