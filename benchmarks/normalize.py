@@ -164,8 +164,8 @@ def report(results: dict[int, dict[str, list[Cost]]], size: float) -> None:
         " inspects each file. Stage `normalize` reads and hashes it again, decodes it, fits it into 64x64 pixels, and"
         " describes, divides, compares and writes the inputs. Both are timed as whole processes, including imports."
         " Pillow alone opens, decodes and resizes the same files with the same filter, in a thread per core, and keeps"
-        " nothing. Times are medians of the runs, in which the methods took turns; memory is the largest. Stage `normalize` maps the"
-        " file of all inputs into its memory; the kernel takes these pages back when others need memory.",
+        " nothing. Times are medians of the runs, in which the methods took turns; memory is the largest. Stage"
+        " `normalize` maps the file of all inputs into its memory; the kernel takes these pages back when others need memory.",
         "Other processes kept the cores busy at the same time, so the pictures per second are lower than on an idle"
         " machine; the CPU time depends little on that.",
         table(head, rows),
