@@ -165,7 +165,7 @@ def report(results: dict[int, dict[str, list[Cost]]], size: float) -> None:
         " describes, divides, compares and writes the inputs. Both are timed as whole processes, including imports."
         " Pillow alone opens, decodes and resizes the same files with the same filter, in a thread per core, and keeps"
         " nothing. Times are medians of the runs, in which the methods took turns; memory is the largest. Stage"
-        " `normalize` maps the file of all inputs into its memory; the kernel takes these pages back when others need memory.",
+        " `normalize` maps the file of all inputs into its memory; the kernel frees these pages when it needs memory.",
         "Other processes kept the cores busy at the same time, so the pictures per second are lower than on an idle"
         " machine; the CPU time depends little on that.",
         table(head, rows),

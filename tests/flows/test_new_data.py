@@ -204,7 +204,7 @@ def test_idx_files_and_given_splits_are_described(
 ) -> None:
     monkeypatch.setattr(new_data, "track", lambda _: None)
     lines = add(tiny_idx)
-    assert lines[:3] == ["layout: IDX files", "classes: 10, of 400 examples", "  0: 40"]
+    assert lines[:3] == ["layout: IDX files", "classes: 10, of 400 examples", "  0: 41"]
     assert "splits: 300 train, 100 test" in lines
     shutil.rmtree(DATA / "flowers")
     for split in ("train", "test"):
