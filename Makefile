@@ -19,6 +19,12 @@ run: .venv/installed ## Run the stale stages of the pipeline, then print the met
 	@dvc repro
 	@python -m stages.core.reporting.results
 
+# The shell takes both from the environment, so that they may contain blanks and quotes.
+.PHONY: new-data
+new-data: .venv/installed ## Copy your own pictures to data/NAME, check them and add them to DVC: NAME=flowers FROM=~/flowers
+	$(if $(and $(NAME),$(FROM)),,$(error NAME or FROM is missing, as in: make new-data NAME=flowers FROM=~/flowers))
+	@python -m flows.new_data "$$NAME" "$$FROM"
+
 .PHONY: flow
 flow: .venv/installed ## Run the stale stages as a Prefect flow, independent ones at the same time
 	@python -m flows.pipeline
@@ -59,7 +65,7 @@ audit: .venv/installed ## Check the pinned packages for known vulnerabilities
 .PHONY: bench
 bench: .venv/installed ## Run most benchmarks on this machine (2 hours on 2 cores), and write benchmarks/*.md
 	@dvc repro
-	@for each in tutorial speed sharing recipes overfitting inference flow predict serving; do python -m benchmarks.$$each || exit 1; done
+	@for each in tutorial speed sharing recipes overfitting inference flow predict serving normalize data_sets; do python -m benchmarks.$$each || exit 1; done
 
 .PHONY: check
 check: .venv/installed ## Lint the code, and check its format and types

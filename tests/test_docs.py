@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from docs import reference
 from stages.core.config.params import PARAMS, override_params
 from stages.core.files import layout
-from stages.core.files.layout import DATA, dataset_file
+from stages.core.files.layout import dataset_file
 from tests.conftest import PROJECT, Clone, tiny_params, wait_for
 
 PAGES = [Path(name) for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")]
@@ -123,6 +123,9 @@ COMMANDS: dict[str, How] = {
     "make docs": DryRun(),
     "make flow": DryRun(),
     "make format": DryRun(),
+    "make new-data NAME=flowers FROM=~/flowers": Run(
+        "make --assume-old=.venv/installed new-data NAME=flowers FROM=flowers"
+    ),
     "make run": Run("make --assume-old=.venv/installed run"),
     "make schedule": DryRun(),
     "make test": DryRun(),
@@ -303,9 +306,9 @@ def project(repeated: Clone, tiny_idx: Path) -> Clone:
     for name in ("seven.png", "one.png", "two.jpg", "photos/three.png"):
         (repeated.folder / name).write_bytes(picture(Path(name).suffix))
     with (repeated.folder / ".git/info/exclude").open("a") as file:
-        file.write("photos\n/*.jpg\n/*.png\n")
+        file.write("photos\n/flowers\n/*.jpg\n/*.png\n")
     for name, color in (("rose", (200, 20, 60)), ("tulip", (230, 200, 20))):
-        folder = repeated.folder / DATA / "flowers" / name
+        folder = repeated.folder / "flowers" / name
         folder.mkdir(parents=True)
         for index in range(20):
             flower = Image.new("RGB", (60, 40), (20, 90 + 5 * index, 30))

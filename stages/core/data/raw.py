@@ -160,9 +160,7 @@ def read_files(table: pl.DataFrame, root: Path, dataset: Dataset, scratch: Path,
     Files that have not changed since the last run, and whose input is in `known`, are not decoded again.
     """
     classes = index_classes(table, dataset, root)
-    if table["problem"].null_count() == 0:
-        first = f"{table['file'][0]} {table['problem'][0]}"
-        raise UserError(f"{root} has no example that can be read; the first problem: {first}")
+    check_readable(table, root)
     shape, opening = image.choose_shape(table, dataset)
     problems: list[str | None] = []
 
@@ -229,6 +227,13 @@ def index_classes(table: pl.DataFrame, dataset: Dataset, root: Path) -> list[str
         listed = f"{', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}"
         raise UserError(f"{root}: dataset.yaml does not list class {', '.join(unknown[:5])}; it lists {listed}")
     return classes
+
+
+def check_readable(table: pl.DataFrame, root: Path) -> None:
+    """Raise `UserError` if each of the files has a problem."""
+    if table["problem"].null_count() == 0:
+        first = f"{table['file'][0]} {table['problem'][0]}"
+        raise UserError(f"{root} has no example that can be read; the first problem: {first}")
 
 
 def in_chunks(

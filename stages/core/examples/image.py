@@ -113,10 +113,13 @@ def open_picture(content: bytes, name: str, shape: tuple[int, int, int], how: Op
 
     # Thin strokes must not be averaged away before the ink is found.
     pixels = picture.decode(content, name, how.color, how.max_pixels, None if how.centre_ink else needed)
-    (input_CHW,), (blank,) = fit(np.asarray(pixels)[None], shape, how)
+    if how.centre_ink:
+        (fitted,), (blank,) = ink.centre(np.asarray(pixels)[None], height, width)
+    else:
+        fitted, blank = fit_picture(pixels, height, width, how)
     if blank:
         raise UserError(f"{name} {BLANK}")
-    return input_CHW
+    return np.ascontiguousarray(np.atleast_3d(fitted).transpose(2, 0, 1))
 
 
 def fit(
@@ -136,15 +139,28 @@ def fit(
         fitted_NHW, blank_N = ink.centre(images, height, width)
         return fitted_NHW[:, None], blank_N
     if images.shape[1:3] != (height, width):
-        resized = [resize(Image.fromarray(image), height, width, how) for image in images]
-        blank_N = np.array([np.ptp(np.asarray(image), axis=(0, 1)).max() == 0 for image in resized])
-        # The borders come last, because a blank picture within them would not look blank.
-        images = np.stack([np.asarray(add_borders(image, height, width)) for image in resized])
+        fitted, blanks = zip(
+            *(fit_picture(Image.fromarray(image), height, width, how) for image in images), strict=True
+        )
+        images, blank_N = np.stack(fitted), np.array(blanks)
     else:
         blank_N = find_blank(images.reshape(len(images), 1, height, -1) if images.ndim == 3 else images.swapaxes(1, 3))
     if images.ndim == 3:
         images = np.repeat(images[..., None], planes, axis=3)
     return np.ascontiguousarray(images.transpose(0, 3, 1, 2)), blank_N
+
+
+def fit_picture(image: Image.Image, height: int, width: int, how: Opening) -> tuple[NDArray[np.uint8], bool]:
+    """Return an image as an array, within black borders where it is narrower, and whether it is blank."""
+    resized = np.asarray(resize(image, height, width, how))
+    # The borders come last, because a blank picture within them would not look blank.
+    blank = bool((resized == resized[0, 0]).all())
+    if resized.shape[:2] == (height, width):
+        return resized, blank
+    framed = np.zeros((height, width, *resized.shape[2:]), np.uint8)
+    top, left = (height - resized.shape[0]) // 2, (width - resized.shape[1]) // 2
+    framed[top : top + resized.shape[0], left : left + resized.shape[1]] = resized
+    return framed, blank
 
 
 def resize(image: Image.Image, height: int, width: int, how: Opening) -> Image.Image:
@@ -155,21 +171,13 @@ def resize(image: Image.Image, height: int, width: int, how: Opening) -> Image.I
         case "fit":
             size = max(1, round(image.width * min(scales))), max(1, round(image.height * min(scales)))
         case "crop":
-            across, down = width / max(scales), height / max(scales)
+            # Rounding must not make the box a little larger than the image.
+            across, down = min(width / max(scales), image.width), min(height / max(scales), image.height)
             left, top = (image.width - across) / 2, (image.height - down) / 2
-            box = left, top, left + across, top + down
+            box = left, top, min(left + across, image.width), min(top + down, image.height)
     shrinks = size[0] <= box[2] - box[0] and size[1] <= box[3] - box[1]
     # The mean of an area, which no other filter surpassed on Fashion-MNIST; enlarged, it would leave squares.
     return image.resize(size, Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR, box)
-
-
-def add_borders(image: Image.Image, height: int, width: int) -> Image.Image:
-    """Return the image in the middle of a black one of this size."""
-    if image.size == (width, height):
-        return image
-    framed = Image.new(image.mode, (width, height))
-    framed.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
-    return framed
 
 
 def find_blank(inputs_NCHW: NDArray[np.generic]) -> NDArray[np.bool_]:

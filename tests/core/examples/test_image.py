@@ -74,6 +74,13 @@ def test_fitted_pictures_have_black_borders_of_equal_width() -> None:
     assert np.ptp(wide[10:30, :19]) == np.ptp(wide[10:30, 21:]) == 0
 
 
+@pytest.mark.parametrize("side", [49, 98, 103, 107, 196])
+def test_a_picture_is_cropped_although_its_scale_is_rounded(side: int) -> None:
+    """The box to cut out must not begin at -1e-15."""
+    image = np.arange(side * side, dtype=np.uint32).astype(np.uint8).reshape(side, side)
+    assert fitted(image, 64, 64, "crop").shape == (64, 64)
+
+
 def test_cropped_pictures_lose_both_ends_equally() -> None:
     image = np.zeros((20, 100), np.uint8)
     image[:] = np.arange(100)
