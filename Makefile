@@ -63,7 +63,7 @@ audit: .venv/installed ## Check the pinned packages for known vulnerabilities
 		else cat .venv/audit.log; exit $$status; fi; }
 
 .PHONY: bench
-bench: .venv/installed ## Run most benchmarks on this machine (2 hours on 2 cores), and write benchmarks/*.md
+bench: .venv/installed ## Run most benchmarks on this machine (3 hours on 2 cores), and write benchmarks/*.md
 	@dvc repro
 	@for each in tutorial speed sharing recipes overfitting inference flow predict serving normalize data_sets; do python -m benchmarks.$$each || exit 1; done
 

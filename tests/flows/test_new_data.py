@@ -155,7 +155,7 @@ def test_pictures_none_of_which_can_be_read_are_refused(workspace: Path, tmp_pat
     for name in ("rose/1.png", "tulip/1.png"):
         (tmp_path / "broken" / name).parent.mkdir(parents=True)
         (tmp_path / "broken" / name).write_bytes(b"")
-    refused(tmp_path / "broken", f"{tmp_path}/broken has no picture that can be read")
+    refused(tmp_path / "broken", f"{tmp_path}/broken has no example that can be read")
 
 
 def test_links_to_files_are_copied_and_links_to_folders_refused(
