@@ -113,6 +113,7 @@ def test_imports_have_no_cycle() -> None:
     TopologicalSorter(graph).prepare()
 
 
+@pytest.mark.slow
 def test_repro_runs_every_stage_once(undisturbed: Clone, repeated: Clone) -> None:
     first = undisturbed.folder.with_suffix(".log").read_text()
     assert all(f"Running stage '{name}'" in first for name in STAGES)

@@ -241,6 +241,7 @@ def test_a_model_of_other_data_is_an_error(ready: Path) -> None:
         report.main()
 
 
+@pytest.mark.slow
 def test_the_audit_names_each_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_idx: Path) -> None:
     """In a folder of pictures with one fault of each kind, each is in audit.csv and on the page with its file."""
     monkeypatch.chdir(tmp_path)

@@ -118,6 +118,7 @@ def test_pictures_give_the_same_lock_file_as_dvc_repro(
     assert "Data and pipelines are up to date." in clone.run("dvc", "status").stdout
 
 
+@pytest.mark.slow
 def test_without_a_server_the_flow_starts_one_that_ends_with_it(project: Clone, tmp_path: Path) -> None:
     done = project.run(*FLOW, "a", env={"PREFECT_HOME": str(tmp_path / "home")})
     assert "Finished in state Completed" in done.stdout

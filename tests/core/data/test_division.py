@@ -144,7 +144,7 @@ def test_a_group_across_splits_is_named(other: str | None) -> None:
         split(rows)
 
 
-def test_100_000_examples_of_10_000_classes_are_divided_in_seconds() -> None:
+def test_100_000_examples_of_10_000_classes_are_divided() -> None:
     rows = make([(number, number % 10_000) for number in range(100_000)])
     found = divide(rows, SHARES, [str(label) for label in range(10_000)], 1, FOLDER)
     assert rows.with_columns(found.alias("found")).group_by("label").agg(pl.col("found").n_unique())["found"].min() == 3

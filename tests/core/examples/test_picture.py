@@ -465,11 +465,10 @@ def test_a_jpeg_is_decoded_at_twice_the_needed_size_at_least(needed: tuple[int, 
     assert all(side >= min(2 * wanted, whole) for side, wanted, whole in zip(size, needed, (800, 600), strict=True))
 
 
-def test_a_jpeg_of_60_megapixels_takes_little_time_and_memory() -> None:
+def test_a_jpeg_of_60_megapixels_takes_little_memory() -> None:
     content = encode(Image.new("RGB", (10_000, 6000), (200, 100, 50)), "JPEG")
-    start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     found = picture.decode(content, "a", "rgb", LIMIT, lambda *_: (64, 64))
-    assert time.process_time() - start < 3
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB; all pixels would take 180,000
     assert found.size == (1250, 750)
     np.testing.assert_allclose(np.asarray(found)[0, 0], (200, 100, 50), atol=3)

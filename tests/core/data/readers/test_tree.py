@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 import unicodedata
 from pathlib import Path
 
@@ -237,9 +236,8 @@ def test_300_classes(tmp_path: Path) -> None:
     assert len({label for _, label, _ in listed(tmp_path)}) == 300
 
 
-def test_10_000_classes_of_two_pictures_are_listed_in_seconds(tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_10_000_classes_of_two_pictures_are_listed(tmp_path: Path) -> None:
     make(tmp_path, *(f"class {number}/{name}.png" for number in range(10_000) for name in "ab"))
-    start = time.process_time()
     assert len(read(tmp_path, is_example)) == 20_000
-    assert time.process_time() - start < 15
     shutil.rmtree(tmp_path)
