@@ -11,6 +11,8 @@ training, evaluation and the exported file all take the same raw bytes.
 """
 
 import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +36,7 @@ from stages.core.machine.provenance import made_from
 
 FEWEST = 20  # examples; with fewer, neither training nor a test means anything
 SHOWN = 5  # examples named in a message
+CHUNK = 512  # examples described at a time by one thread
 
 
 def find_known(decoder: str) -> Known:
@@ -55,11 +58,15 @@ def find_known(decoder: str) -> Known:
 
 def describe(raw: Raw) -> pl.DataFrame:
     """Return the table of all examples with their checksums and what their kind records; blank ones have a problem."""
-    parts = []
-    for inputs in raw.inputs.chunks(np.arange(len(raw.inputs)), splits.CHUNK):
-        checksums = [hashlib.sha256(np.ascontiguousarray(example).data).hexdigest() for example in inputs]
+
+    def describe_chunk(start: int) -> pl.DataFrame:
+        inputs = raw.inputs[np.arange(start, min(start + CHUNK, len(raw.inputs)))]
+        checksums = [hashlib.sha256(example.data).hexdigest() for example in inputs]
         blank = pl.Series("blank", image.find_blank(inputs))
-        parts.append(pl.DataFrame({"input_sha256": checksums, "blank": blank, **image.describe(inputs)}))
+        return pl.DataFrame({"input_sha256": checksums, "blank": blank, **image.describe(inputs)})
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashlib and NumPy release Python's lock while they work.
+        parts = threads.map(describe_chunk, range(0, len(raw.inputs), CHUNK))
     table = raw.examples.hstack(pl.concat(parts)).with_row_index("id").cast({"id": pl.Int64})
     readable = pl.col("problem").is_null()
     problem = pl.coalesce("problem", pl.when("blank").then(pl.lit(image.BLANK)))
