@@ -203,8 +203,8 @@ def test_no_secret_in_output_logs_and_artifacts(
         ["grep", "--recursive", "--files-with-matches", "--text", "--exclude-dir=.git", "s3cr3t", "."],
         cwd=clone.folder, check=False, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    # The user has written the secret to params.yaml, and the tests contain it, too.
-    assert [name for name in found.stdout.split() if not name.startswith("./tests/")] == ["./params.yaml"]
+    # The user has written the secret to data/tiny/dataset.yaml, and the tests contain it, too.
+    assert [name for name in found.stdout.split() if not name.startswith("./tests/")] == ["./data/tiny/dataset.yaml"]
 
 
 def test_a_temporary_failure_is_tried_again(project: Clone, prefect_env: dict[str, str]) -> None:
