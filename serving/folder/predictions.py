@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 from serving.folder.chunks import Chunk
 from serving.folder.discovery import Source
 from stages.core.deploy.onnx_model import OnnxModel
-from stages.core.examples import image
+from stages.core.examples import image, picture
 from stages.core.examples.spec import Spec
 from stages.core.files.errors import UserError
-
-BYTES_PER_PIXEL = 8  # PNG, the largest format, has at most this many.
 
 
 def predict_ahead(
@@ -84,7 +82,7 @@ def read_inputs(chunk: Chunk, spec: Spec) -> tuple[NDArray[np.uint8], list[str |
 def read_file(source: Source, spec: Spec) -> NDArray[np.uint8] | str:
     """Return the input for the model that a file yields, or its error."""
     try:
-        limit = BYTES_PER_PIXEL * spec.opening.max_pixels
+        limit = picture.BYTES_PER_PIXEL * spec.opening.max_pixels
         if (size := source.path.stat().st_size) > limit:
             raise UserError(f"{source.name} has {size:,} bytes, allowed: at most {limit:,}")
         return image.open_picture(source.path.read_bytes(), source.name, spec.shape, spec.opening)

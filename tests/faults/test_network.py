@@ -397,18 +397,18 @@ def test_faulty_server_of_archives(  # noqa: PLR0917  # pytest calls it
     packed = tar_of(names)
     server.idx = tmp_path / "served"
     server.idx.mkdir()
-    (server.idx / "idx.tgz").write_bytes(packed)
+    (server.idx / "packed").write_bytes(packed)
     temporary, reason = ARCHIVE_FAULTS[fault]
     url = f"http://user:s3cr3t@127.0.0.1:{server.server_port}"
-    good: dict[str, Any] = {"kind": "archive", "url": f"{url}/good/idx.tgz", "sha256": sha256(packed)}
-    bad = {**good, "url": f"{url}/{fault}/idx.tgz?token=s3cr3t"}
+    good: dict[str, Any] = {"kind": "archive", "url": f"{url}/good/packed", "sha256": sha256(packed)}
+    bad = {**good, "url": f"{url}/{fault}/packed?token=s3cr3t"}
     if kind == "parquet":
         bad = {"kind": kind, "urls": [bad["url"]], "sha256": [bad["sha256"]]}
-        reason = reason.replace("the archive", "idx.tgz?***")
+        reason = reason.replace("the archive", "packed?***")
     with faults.tried("server that fails, lies or never ends"):
         set_sources(params, bad)
         message = refused()
-        assert f"  {kind} http://***@127.0.0.1:{server.server_port}/{fault}/idx.tgz?***: " in message
+        assert f"  {kind} http://***@127.0.0.1:{server.server_port}/{fault}/packed?***: " in message
         assert reason in message
         assert "s3cr3t" not in message
         with pytest.raises(UserError) as refusal:

@@ -242,11 +242,11 @@ def npm_registry(package: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     class Registry(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path.endswith(".tgz"):
+            if self.path == "/tiny-flowers/packed":
                 self.answer(200, package)
             elif self.path == "/tiny-flowers":
                 integrity = "sha512-" + base64.b64encode(hashlib.sha512(package).digest()).decode()
-                tarball = f"http://127.0.0.1:{server.server_port}/tiny-flowers/-/tiny-flowers-1.0.0.tgz"
+                tarball = f"http://127.0.0.1:{server.server_port}/tiny-flowers/packed"
                 version = {
                     "name": "tiny-flowers",
                     "version": "1.0.0",
