@@ -34,25 +34,26 @@ def find_label_errors(logits_NK: Tensor, labels_N: Tensor, sure: float) -> Label
     the wrong labels escape where a good model gives all examples of a class nearly the same probability, because half
     of these are below their mean.
     """
-    threshold_K = confidence_thresholds(logits_NK, labels_N).clamp(max=sure)
+    own_N = self_confidence(logits_NK, labels_N)
+    threshold_K = confidence_thresholds(own_N, labels_N, logits_NK.shape[1]).clamp(max=sure)
     suggested, confidence = [], []
     for probability_NK, _ in in_chunks(logits_NK, labels_N):
         reached = probability_NK.where(probability_NK >= threshold_K, 0).max(1)
         suggested.append(reached.indices)
         confidence.append(reached.values)
-    suggested_N, confidence_N, own_N = torch.cat(suggested), torch.cat(confidence), self_confidence(logits_NK, labels_N)
+    suggested_N, confidence_N = torch.cat(suggested), torch.cat(confidence)
     rows_M = (confidence_N > own_N).nonzero().squeeze(1)  # An example that reaches no threshold has confidence 0.
     rows_M = rows_M[own_N[rows_M].argsort(stable=True)]
     return LabelErrors(rows_M, suggested_N[rows_M], own_N[rows_M], confidence_N[rows_M])
 
 
-def confidence_thresholds(logits_NK: Tensor, labels_N: Tensor) -> Tensor:
+def confidence_thresholds(own_N: Tensor, labels_N: Tensor, num_classes: int) -> Tensor:
     """Return the mean probability of their own label among the examples of each class, float64 [K] (equation 2).
 
-    It is infinite for a class without examples.
+    `own_N` is what `self_confidence` returns. The mean is infinite for a class without examples.
     """
-    count_K = labels_N.bincount(minlength=logits_NK.shape[1])
-    sum_K = labels_N.bincount(self_confidence(logits_NK, labels_N), minlength=logits_NK.shape[1])
+    count_K = labels_N.bincount(minlength=num_classes)
+    sum_K = labels_N.bincount(own_N, minlength=num_classes)
     return torch.where(count_K > 0, sum_K / count_K, torch.inf)
 
 

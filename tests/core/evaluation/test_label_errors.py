@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from stages.core.evaluation.label_errors import confidence_thresholds, find_label_errors
+from stages.core.evaluation.label_errors import confidence_thresholds, find_label_errors, self_confidence
 
 
 def flipped(count: int, num_classes: int) -> tuple[Tensor, Tensor, list[int]]:
@@ -69,7 +69,7 @@ def test_a_sure_prediction_of_another_class_is_enough() -> None:
 def test_a_class_without_examples_is_suggested_only_if_sure() -> None:
     logits = torch.tensor([[0.0, 1, 4], [2, 1, 4], [0, 3, 4]])
     labels = torch.tensor([0, 0, 1])
-    assert confidence_thresholds(logits, labels)[2] == torch.inf
+    assert confidence_thresholds(self_confidence(logits, labels), labels, logits.shape[1])[2] == torch.inf
     assert 2 not in find_label_errors(logits, labels, 1.0).suggested
     assert find_label_errors(logits, labels, 0.9).suggested.tolist() == [2]
 
